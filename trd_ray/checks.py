@@ -1,0 +1,23 @@
+"""Range checks for options. Each failure names the key, the value, the range and the remedy."""
+
+from __future__ import annotations
+
+from trd_ray.errors import ConfigError, describe
+
+
+def require(condition: bool, key: str, got: object, expected: str, remedy: str) -> None:
+    """Raise `ConfigError` for `key` unless `condition` holds."""
+    if not condition:
+        raise ConfigError(describe("invalid option", where=key, got=got, expected=expected, remedy=remedy))
+
+
+def require_at_least(key: str, got: float, least: float) -> None:
+    require(got >= least, key, got, f"{least} or more", f"set {key} to {least} or more")
+
+
+def require_positive(key: str, got: float) -> None:
+    require(got > 0, key, got, "more than 0", f"set {key} above 0")
+
+
+def require_between(key: str, got: float, least: float, most: float) -> None:
+    require(least <= got <= most, key, got, f"between {least} and {most}", f"set {key} to {least} .. {most}")

@@ -1,0 +1,526 @@
+"""Every option of trd-ray: its default, its meaning, its range.
+
+The tree of frozen dataclasses below is the only home of defaults. YAML files hold overrides only;
+`trd_ray/config_loader.py` reads them. Each option is described once, under its field. A component
+is given its own block, never the whole tree. Values that follow from others are properties.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from trd_ray.checks import (
+    require,
+    require_at_least,
+    require_between,
+    require_positive,
+)
+from trd_ray.types import TeacherContext, TrajectorySource
+
+
+class Divergence(StrEnum):
+    """Direction of the per-token divergence between teacher and student."""
+
+    FORWARD_KL = "forward_kl"
+    """KL(teacher || student)."""
+    REVERSE_KL = "reverse_kl"
+    """KL(student || teacher)."""
+
+
+class TeacherWeights(StrEnum):
+    """Whose weights the teacher has."""
+
+    EXTERNAL = "external"
+    """Another model, `teacher.model`."""
+    INITIAL = "initial"
+    """The student as it was before the first step."""
+
+
+class DType(StrEnum):
+    """Number format of weights and activations."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+class Device(StrEnum):
+    """Where an engine or a learner rank computes."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class SyncBackend(StrEnum):
+    """Transport of the weights from learner to generators, by its name in vLLM's registry."""
+
+    CPU = "cpu"
+    """Our own: broadcast over gloo, loaded through vLLM's layerwise reload."""
+    NCCL = "nccl"
+    """vLLM's own, for GPUs."""
+
+
+class Schedule(StrEnum):
+    """Shape of the learning rate after warm-up."""
+
+    COSINE = "cosine"
+    CONSTANT = "constant"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What runs, how long, and where its results go."""
+
+    dir: str = "runs/default"
+    """Run folder. A new run refuses a folder that already holds one; `--resume` continues it."""
+    seed: int = 0
+    """Seeds problem order, samplers and initialisation. 0 or more."""
+    num_steps: int = 100
+    """Optimizer steps. 1 or more."""
+    eval_every: int = 0
+    """Evaluate after every so many steps; 0 means only before the first and after the last."""
+    checkpoint_every: int = 50
+    """Checkpoint after every so many steps, and always after the last; 0 means only the last."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints kept; older ones are deleted. 1 or more."""
+    tensorboard: bool = True
+    """Write TensorBoard events into the run folder."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.dir.strip()), "run.dir", self.dir, "a folder path", "name a folder for the results")
+        require_between("run.seed", self.seed, 0, 2**31 - 1)
+        require_at_least("run.num_steps", self.num_steps, 1)
+        require_at_least("run.eval_every", self.eval_every, 0)
+        require_at_least("run.checkpoint_every", self.checkpoint_every, 0)
+        require_at_least("run.keep_checkpoints", self.keep_checkpoints, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig:
+    """One point of the algorithm matrix. The files in configs/experiment/ name the points."""
+
+    trajectory: TrajectorySource = TrajectorySource.REFINED
+    """Tokens that are trained on: the student's `rollout`, or the teacher's rewrite (`refined`)."""
+    teacher_weights: TeacherWeights = TeacherWeights.EXTERNAL
+    """`external` (OPD: another, better model) or `initial` (OPSD: the student's first weights)."""
+    privileged: bool = False
+    """Show the teacher the reference solution y* (needs a `solution` column)."""
+    teacher_context: TeacherContext = TeacherContext.REFINE
+    """Tokens before the trajectory when the teacher scores: `prompt` as the student sees it,
+    `privileged` with y*, or `refine`, the prompt that the rewrite was made from."""
+    divergence: Divergence = Divergence.FORWARD_KL
+    """`forward_kl` = KL(teacher || student) or `reverse_kl` = KL(student || teacher)."""
+
+    def __post_init__(self) -> None:
+        if self.teacher_context is TeacherContext.REFINE:
+            require(
+                self.trajectory is TrajectorySource.REFINED,
+                "method.teacher_context", self.teacher_context.value,
+                "prompt or privileged, because method.trajectory is rollout and there is no refinement",
+                "set method.teacher_context=prompt, or method.trajectory=refined",
+            )  # fmt: skip
+        if self.teacher_context is TeacherContext.PRIVILEGED:
+            require(
+                self.privileged,
+                "method.teacher_context", self.teacher_context.value,
+                "prompt or refine, because method.privileged is false",
+                "set method.privileged=true to show the teacher the reference solution",
+            )  # fmt: skip
+
+    def sentence(self) -> str:
+        """The method in one sentence, for people."""
+        teacher = {
+            TeacherWeights.EXTERNAL: "an external teacher",
+            TeacherWeights.INITIAL: "the student's own initial weights",
+        }[self.teacher_weights]
+        sees = " that sees the reference solution" if self.privileged else ""
+        what = {
+            TrajectorySource.ROLLOUT: "the student's rollout",
+            TrajectorySource.REFINED: "the teacher's rewrite of the student's rollout",
+        }[self.trajectory]
+        direction = {
+            Divergence.FORWARD_KL: "KL(teacher || student)",
+            Divergence.REVERSE_KL: "KL(student || teacher)",
+        }[self.divergence]
+        return (
+            f"Minimise the full-vocabulary {direction} along {what}, with {teacher}{sees}, "
+            f"scored under the {self.teacher_context.value} context."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnsConfig:
+    """Names of the columns in the data files."""
+
+    problem: str = "problem"
+    """Column with the problem text."""
+    answer: str = "answer"
+    """Column with the final answer."""
+    solution: str = "solution"
+    """Column with the reference solution; needed only if `method.privileged`."""
+    id: str = "id"
+    """Column with a stable id; where it is missing, the row number serves."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Problems to train and evaluate on."""
+
+    task: str = "arithmetic"
+    """Prompts and grader: a folder of trd_ray/tasks (`arithmetic`, `math`)."""
+    train: str = "testbed:train"
+    """JSON Lines (also .gz) or Parquet, as a path or fsspec URL; or `testbed:train`, endless."""
+    eval: str = "testbed:held_out"
+    """Held-out problems, likewise; or `testbed:held_out`. Empty means no evaluation."""
+    eval_problems: int = 200
+    """First so many problems of `data.eval` are evaluated. 1 or more."""
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+
+    def __post_init__(self) -> None:
+        require_at_least("data.eval_problems", self.eval_problems, 1)
+        require(
+            bool(self.train),
+            "data.train",
+            self.train,
+            "a file, URL or testbed:train",
+            "name the training data",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How an engine samples."""
+
+    temperature: float = 1.0
+    """0 means greedy."""
+    top_p: float = 1.0
+    """In (0, 1]; 1 means off."""
+    top_k: int = 0
+    """0 means off."""
+    max_tokens: int = 64
+    """Output budget. 1 or more."""
+
+    def __post_init__(self) -> None:
+        require_at_least("sampling.temperature", self.temperature, 0.0)
+        require_between("sampling.top_p", self.top_p, 1e-6, 1.0)
+        require_at_least("sampling.top_k", self.top_k, 0)
+        require_at_least("sampling.max_tokens", self.max_tokens, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """How the student is evaluated."""
+
+    num_samples: int = 8
+    """Samples a problem: k of avg@k and pass@k. 1 or more."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+    def __post_init__(self) -> None:
+        require_at_least("eval.num_samples", self.num_samples, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineConfig:
+    """How much is made in a step, and what may be in flight."""
+
+    prompts_per_step: int = 64
+    """Problems in an optimizer step. 1 or more."""
+    rollouts_per_prompt: int = 1
+    """Rollouts of each. 1 or more; their product is the trajectories of a step."""
+    max_staleness: int = 0
+    """Steps by which a rollout may lag behind the learner. 0 is strictly on-policy; other values
+    are not offered yet."""
+    stage_barrier: bool = True
+    """Begin a stage only when all trajectories of the step have ended the one before. Right where
+    roles share their cores or GPUs; false lets each trajectory go on by itself."""
+    max_rejected_share: float = 0.5
+    """A step in which a larger share of trajectories is rejected ends the run. In [0, 1]."""
+
+    def __post_init__(self) -> None:
+        require_at_least("pipeline.prompts_per_step", self.prompts_per_step, 1)
+        require_at_least("pipeline.rollouts_per_prompt", self.rollouts_per_prompt, 1)
+        require_between("pipeline.max_staleness", self.max_staleness, 0, 0)
+        require_between("pipeline.max_rejected_share", self.max_rejected_share, 0.0, 1.0)
+
+    @property
+    def trajectories_per_step(self) -> int:
+        return self.prompts_per_step * self.rollouts_per_prompt
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResourceConfig:
+    """What one actor asks Ray for. Fractions share a core or GPU among actors that take turns."""
+
+    cpus: float = 0.5
+    """Cores. Above 0."""
+    gpus: float = 0.0
+    """GPUs. 0 or more."""
+    memory_gib: float = 2.0
+    """Memory in GiB. Above 0."""
+
+    def __post_init__(self) -> None:
+        require_positive("resources.cpus", self.cpus)
+        require_at_least("resources.gpus", self.gpus, 0.0)
+        require_positive("resources.memory_gib", self.memory_gib)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """One vLLM engine."""
+
+    device: Device = Device.CPU
+    dtype: DType = DType.FLOAT32
+    """Weights and activations of the engine."""
+    threads: int = 2
+    """OpenMP threads on a CPU. 1 or more."""
+    max_model_len: int = 512
+    """Prompt and output together, in tokens. 2 or more."""
+    max_num_seqs: int = 256
+    """Requests computed at once. 1 or more."""
+    max_num_batched_tokens: int = 0
+    """Tokens computed at once; 0 leaves it to vLLM."""
+    kv_cache_gib: float = 1.0
+    """KV cache on a CPU, in GiB. Above 0."""
+    gpu_memory_utilization: float = 0.85
+    """Share of a GPU's memory that the engine takes. In (0, 1]."""
+    tensor_parallel_size: int = 1
+    """GPUs that share one model. 1 or more."""
+    enforce_eager: bool = True
+    """No compilation: starts in seconds. False pays off for long runs of large models."""
+    prefix_caching: bool = True
+    """Keep the KV cache of shared prompt beginnings; it is reset after each push of weights."""
+
+    def __post_init__(self) -> None:
+        require_at_least("engine.threads", self.threads, 1)
+        require_at_least("engine.max_model_len", self.max_model_len, 2)
+        require_at_least("engine.max_num_seqs", self.max_num_seqs, 1)
+        require_at_least("engine.max_num_batched_tokens", self.max_num_batched_tokens, 0)
+        require_positive("engine.kv_cache_gib", self.kv_cache_gib)
+        require_between("engine.gpu_memory_utilization", self.gpu_memory_utilization, 0.01, 1.0)
+        require_at_least("engine.tensor_parallel_size", self.tensor_parallel_size, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentConfig:
+    """The model that is trained."""
+
+    model: str = "testbed:student"
+    """Model folder in Hugging Face layout, or `testbed:student`."""
+    enable_thinking: bool = False
+    """Passed to the chat template of the student's prompts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorConfig:
+    """The group of student generators."""
+
+    num_actors: int = 1
+    """Generators, each with its own engine. 1 or more."""
+    resources: ResourceConfig = field(default_factory=ResourceConfig)
+    """What each asks for."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """How rollouts are sampled."""
+
+    def __post_init__(self) -> None:
+        require_at_least("generator.num_actors", self.num_actors, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """The group of teachers, which refine (vLLM) and score (transformers)."""
+
+    model: str = "testbed:teacher"
+    """Model folder. Not used if `method.teacher_weights` is `initial`."""
+    enable_thinking: bool = False
+    """Passed to the chat template of the teacher's prompts."""
+    num_actors: int = 1
+    """Teachers. 1 or more."""
+    resources: ResourceConfig = field(default_factory=ResourceConfig)
+    """What each asks for."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.0))
+    """How refinements are sampled."""
+    score_dtype: DType = DType.FLOAT32
+    """Weights and activations of the model that scores."""
+    hidden_dtype: DType = DType.FLOAT32
+    """Format in which hidden states travel. `bfloat16` halves the bytes and loses nothing if
+    `score_dtype` is `bfloat16` too."""
+    score_batch_tokens: int = 8192
+    """Tokens, padding included, that are scored at once. 1 or more."""
+
+    def __post_init__(self) -> None:
+        require_at_least("teacher.num_actors", self.num_actors, 1)
+        require_at_least("teacher.score_batch_tokens", self.score_batch_tokens, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW and its schedule."""
+
+    learning_rate: float = 1e-3
+    """Peak. Above 0."""
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.005
+    max_grad_norm: float = 1.0
+    """Global L2 norm at which gradients are clipped. Above 0."""
+    schedule: Schedule = Schedule.COSINE
+    """After warm-up: `cosine` down to `final_ratio`, or `constant`."""
+    warmup_ratio: float = 0.1
+    """Share of `run.num_steps` in which the rate rises linearly. In [0, 1]."""
+    final_ratio: float = 0.1
+    """Last learning rate of `cosine`, as a share of the peak. In [0, 1]."""
+
+    def __post_init__(self) -> None:
+        require_positive("learner.optimizer.learning_rate", self.learning_rate)
+        require_between("learner.optimizer.beta1", self.beta1, 0.0, 1.0 - 1e-9)
+        require_between("learner.optimizer.beta2", self.beta2, 0.0, 1.0 - 1e-9)
+        require_positive("learner.optimizer.eps", self.eps)
+        require_at_least("learner.optimizer.weight_decay", self.weight_decay, 0.0)
+        require_positive("learner.optimizer.max_grad_norm", self.max_grad_norm)
+        require_between("learner.optimizer.warmup_ratio", self.warmup_ratio, 0.0, 1.0)
+        require_between("learner.optimizer.final_ratio", self.final_ratio, 0.0, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnerConfig:
+    """The group of DeepSpeed ranks that trains the student."""
+
+    num_ranks: int = 1
+    """Data-parallel ranks, one actor each. 1 or more."""
+    resources: ResourceConfig = field(default_factory=ResourceConfig)
+    """What each rank asks for."""
+    device: Device = Device.CPU
+    dtype: DType = DType.FLOAT32
+    """Weights in forward and backward. Optimizer states are always float32."""
+    threads: int = 2
+    """OpenMP threads a rank on a CPU. 1 or more."""
+    zero_stage: int = 1
+    """ZeRO: what is sharded over ranks. 1 optimizer states, 2 also gradients, 3 also weights."""
+    micro_batch_tokens: int = 8192
+    """Tokens, padding included, in one forward and backward of a rank. 1 or more."""
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    kl_chunk_size: int = 2048
+    """Tokens whose logits are held at once. 1 or more."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def __post_init__(self) -> None:
+        require_at_least("learner.num_ranks", self.num_ranks, 1)
+        require_at_least("learner.threads", self.threads, 1)
+        require_between("learner.zero_stage", self.zero_stage, 1, 3)
+        require_at_least("learner.micro_batch_tokens", self.micro_batch_tokens, 1)
+        require_at_least("learner.kl_chunk_size", self.kl_chunk_size, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightSyncConfig:
+    """How weights go from the learner to the generators after each step."""
+
+    backend: SyncBackend = SyncBackend.CPU
+    host: str = "127.0.0.1"
+    """Address on which the learner's first rank meets the generators. Loopback is right on one
+    machine; on several, that node's address."""
+    port: int = 0
+    """Port for it; 0 takes a free one."""
+    bucket_mib: int = 256
+    """Weights sent at once, in MiB. 1 or more."""
+    verify: bool = True
+    """Compare checksums of the generators' loaded weights with the learner's after each push."""
+
+    def __post_init__(self) -> None:
+        require_between("weight_sync.port", self.port, 0, 65535)
+        require_at_least("weight_sync.bucket_mib", self.bucket_mib, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayConfig:
+    """The Ray cluster."""
+
+    address: str = "local"
+    """`local` starts a private one on this machine; `auto` joins the one that runs here; or an
+    address."""
+    port: int = 0
+    """Port of a private cluster's control service; 0 takes a free one."""
+    num_cpus: int = 0
+    """Cores of a private cluster; 0 takes all."""
+    object_store_gib: float = 1.0
+    """Shared memory of a private cluster, in GiB. At least 0.1."""
+
+    def __post_init__(self) -> None:
+        require_between("ray.port", self.port, 0, 65535)
+        require_at_least("ray.num_cpus", self.num_cpus, 0)
+        require_at_least("ray.object_store_gib", self.object_store_gib, 0.1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeoutConfig:
+    """Longest waits, in seconds. Each that is exceeded ends the run and names the culprit."""
+
+    placement_s: float = 60.0
+    """Until all actors have their resources."""
+    start_s: float = 600.0
+    """Until an actor has loaded its model."""
+    generate_s: float = 600.0
+    """One rollout, refinement or score."""
+    learn_s: float = 1800.0
+    """One optimizer step, or one checkpoint."""
+    sync_s: float = 300.0
+    """One push of weights."""
+
+    def __post_init__(self) -> None:
+        for name in ("placement_s", "start_s", "generate_s", "learn_s", "sync_s"):
+            require_positive(f"timeouts.{name}", getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrdConfig:
+    """The whole tree."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    pipeline: PipelineConfig = field(default_factory=PipelineConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    weight_sync: WeightSyncConfig = field(default_factory=WeightSyncConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
+    timeouts: TimeoutConfig = field(default_factory=TimeoutConfig)
+
+    def __post_init__(self) -> None:
+        for name, engine, budget in (
+            ("generator", self.generator.engine, self.generator.sampling.max_tokens),
+            ("teacher", self.teacher.engine, self.teacher.sampling.max_tokens),
+            ("eval", self.generator.engine, self.eval.sampling.max_tokens),
+        ):
+            require(
+                budget < engine.max_model_len,
+                f"{name}.sampling.max_tokens", budget,
+                f"less than the engine's max_model_len ({engine.max_model_len}), which holds prompt and output",
+                "raise engine.max_model_len or lower max_tokens",
+            )  # fmt: skip
+        on_cuda = Device.CUDA in (self.generator.engine.device, self.learner.device)
+        require(
+            (self.weight_sync.backend is SyncBackend.NCCL) == on_cuda,
+            "weight_sync.backend", self.weight_sync.backend.value,
+            "nccl if generators and learner are on cuda, cpu if both are on cpu",
+            "make generator.engine.device, learner.device and weight_sync.backend agree",
+        )  # fmt: skip
+        require(
+            self.generator.engine.device is self.learner.device,
+            "learner.device", self.learner.device.value,
+            f"the generators' device ({self.generator.engine.device.value})",
+            "put both on the same kind of device",
+        )  # fmt: skip
+
+    @property
+    def teacher_model(self) -> str:
+        """The folder whose weights the teacher has."""
+        if self.method.teacher_weights is TeacherWeights.INITIAL:
+            return self.student.model
+        return self.teacher.model

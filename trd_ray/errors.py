@@ -1,0 +1,53 @@
+"""Every error that trd-ray raises on purpose.
+
+One root, so that a caller can tell a broken contract from a bug. Each class takes one positional
+message (Ray loses the type of an exception that needs more), and each message answers five
+questions: what is wrong, where, what was found, what was expected, and what to do.
+"""
+
+from __future__ import annotations
+
+
+class TrdRayError(Exception):
+    """Root of all errors raised by trd-ray."""
+
+
+class ConfigError(TrdRayError, ValueError):
+    """The configuration is invalid. Raised before any process is started; exit code 2."""
+
+
+class DataError(TrdRayError, ValueError):
+    """A data file or one of its rows is invalid. Raised before any process is started."""
+
+
+class ModelError(TrdRayError, ValueError):
+    """A model folder cannot be used: no weights, another tokenizer, a wrong architecture."""
+
+
+class MissingDependencyError(TrdRayError, ImportError):
+    """A package that the configuration needs is not installed."""
+
+
+class PlacementError(TrdRayError, RuntimeError):
+    """The cluster cannot hold the actors that the configuration asks for."""
+
+
+class ActorTimeoutError(TrdRayError, TimeoutError):
+    """A remote call took longer than its limit. Names the actor, the call and the elapsed time."""
+
+
+class WeightSyncError(TrdRayError, RuntimeError):
+    """A push of weights did not arrive whole: wrong checksum, version, name or shape."""
+
+
+class CheckpointError(TrdRayError, RuntimeError):
+    """A checkpoint is missing, torn, or belongs to another configuration."""
+
+
+class RunFailedError(TrdRayError, RuntimeError):
+    """The run cannot go on. Exit code 1."""
+
+
+def describe(what: str, *, where: str, got: object, expected: str, remedy: str) -> str:
+    """Format the five answers that every message gives, one to a line."""
+    return f"{what}\n  where:    {where}\n  got:      {got}\n  expected: {expected}\n  remedy:   {remedy}"

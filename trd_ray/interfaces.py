@@ -1,0 +1,80 @@
+"""What the pipeline needs of each role. The pipeline knows these Protocols and nothing else.
+
+Two wirings implement them: Ray handles (`actors/handles.py`) and one process (`trd_ray/local/`).
+Every call is one sample or one whole optimizer step, so that a finished sample can be handed over
+without waiting for the others. A call that breaks its contract raises; an expected outcome (a
+truncated answer) is a value in the record.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from trd_ray.config import SamplingConfig
+from trd_ray.types import (
+    Completion,
+    IntArray,
+    LearnerStep,
+    Prompt,
+    SyncReport,
+    TeacherHidden,
+    TrainingBatch,
+    Trajectory,
+)
+
+
+class Generator(Protocol):
+    """The group of student generators."""
+
+    async def generate(self, prompt: Prompt, sampling: SamplingConfig) -> Completion:
+        """One rollout from the current student."""
+        ...
+
+
+class Teacher(Protocol):
+    """The group of teachers."""
+
+    async def refine(self, prompt_ids: IntArray, sampling: SamplingConfig, seed: int) -> Completion:
+        """One rewrite, sampled from the teacher after `prompt_ids` [P]. Its policy versions are 0."""
+        ...
+
+    async def score(self, context_ids: IntArray, token_ids: IntArray) -> TeacherHidden:
+        """Final hidden states that predict each of `token_ids` [T] after `context_ids` [P] -> [T, D]."""
+        ...
+
+
+class Learner(Protocol):
+    """The group of learner ranks."""
+
+    async def learn(self, batch: TrainingBatch) -> LearnerStep:
+        """One optimizer step."""
+        ...
+
+    async def save(self, folder: Path) -> None:
+        """Write all that is needed to go on, and the student in Hugging Face layout in `folder/hf`."""
+        ...
+
+    async def load(self, folder: Path) -> int:
+        """Restore what `save` wrote; returns the policy version (completed optimizer steps)."""
+        ...
+
+
+class WeightSync(Protocol):
+    """Carries the learner's weights into every generator."""
+
+    async def push(self, policy_version: int) -> SyncReport:
+        """Returns once every generator serves `policy_version`. Raises `WeightSyncError`."""
+        ...
+
+
+class Buffer(Protocol):
+    """Holds finished trajectories until the learner takes them."""
+
+    async def put(self, trajectory: Trajectory) -> None:
+        """Waits while the buffer is full."""
+        ...
+
+    async def take(self, num: int) -> tuple[Trajectory, ...]:
+        """The next `num` trajectories, consumed and rejected ones, in order of prompt."""
+        ...

@@ -1,0 +1,20 @@
+"""What a task is: how a problem is put to the student, how a solution is graded."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from trd_ray.types import Grade, Problem
+
+
+class Task(Protocol):
+    """A task is stateless; one instance serves a whole run."""
+
+    @property
+    def name(self) -> str:
+        """Folder name under `trd_ray/tasks/`, which also holds the task's `templates/`."""
+        ...
+
+    def grade(self, problem: Problem, text: str) -> Grade:
+        """Judge a solution text. Never raises on bad text: that is a wrong answer."""
+        ...

@@ -1,0 +1,54 @@
+"""Prompt templates: Jinja2 files that belong to a task, rendered in a sandbox.
+
+Only the template file is a template. Problems, references and solutions are values, so braces or
+template syntax inside them come through unchanged; nothing is HTML-escaped.
+
+A task's folder `templates/` holds, each with the variables it may use:
+    student.j2            problem
+    privileged.j2         problem, reference
+    refine.j2             problem, initial_solution
+    refine_privileged.j2  problem, reference, initial_solution
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from functools import lru_cache
+from importlib import resources
+
+from jinja2 import StrictUndefined, Template
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+
+class TemplateName(StrEnum):
+    """The prompts that every task has."""
+
+    STUDENT = "student"
+    PRIVILEGED = "privileged"
+    REFINE = "refine"
+    REFINE_PRIVILEGED = "refine_privileged"
+
+
+@lru_cache(maxsize=64)
+def _load(task_name: str, template: TemplateName) -> Template:
+    env = ImmutableSandboxedEnvironment(
+        autoescape=False, undefined=StrictUndefined, keep_trailing_newline=False
+    )
+    path = resources.files("trd_ray.tasks") / task_name / "templates" / f"{template.value}.j2"
+    return env.from_string(path.read_text(encoding="utf-8"))
+
+
+def render(
+    task_name: str,
+    template: TemplateName,
+    *,
+    problem: str,
+    reference: str | None = None,
+    initial_solution: str | None = None,
+) -> str:
+    """Render the user message of one prompt (no chat template yet).
+
+    Raises `jinja2.UndefinedError` if the template needs a value that is None.
+    """
+    values = {"problem": problem, "reference": reference, "initial_solution": initial_solution}
+    return _load(task_name, template).render({k: v for k, v in values.items() if v is not None})
