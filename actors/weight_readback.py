@@ -1,0 +1,112 @@
+"""Reading a vLLM model's weights back under their Hugging Face names.
+
+vLLM fuses projections (`qkv_proj`, `gate_up_proj`) and, on CPUs, packs a linear layer's weight for
+its kernel and drops the original. What is read here is what the layer computes with: a packed
+layer is given the identity matrix, and answers with its weight. Each output is one weight times
+one plus zeros, so it is exact up to the sign of zero and subnormal numbers, which the checksum
+does not tell apart. Axis letters: N outputs, K inputs, V vocabulary, D hidden width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from vllm.distributed import get_tp_group
+from vllm.model_executor.layers.linear import ColumnParallelLinear, LinearBase, RowParallelLinear
+from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+
+_IDENTITY_ROWS = 1024
+"""Rows of the identity matrix multiplied at once."""
+
+
+@torch.no_grad()
+def named_weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield (Hugging Face name, whole tensor) of each parameter; a tied head comes once.
+
+    With tensor parallelism every worker must iterate, since shards are gathered.
+
+    Raises:
+        RuntimeError: the packed output head differs from the embedding that it was packed from,
+            or a layer is quantised.
+    """
+    fused: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        if isinstance(module, LinearBase):
+            yield from _linear(path, module, fused)
+        elif isinstance(module, VocabParallelEmbedding):
+            if id(module.weight) not in seen:
+                seen.add(id(module.weight))
+                yield from _vocabulary(path, module)
+        else:
+            for name, parameter in module.named_parameters(recurse=False):
+                yield f"{path}.{name}", parameter
+
+
+def _linear(path: str, layer: LinearBase, fused: dict[str, list[str]]) -> Iterator[tuple[str, torch.Tensor]]:
+    weight_NK = _linear_weight(path, layer)
+    parent, _, leaf = path.rpartition(".")
+    names = [f"{parent}.{part}" for part in fused[leaf]] if leaf in fused else [path]
+    sizes = list(layer.output_partition_sizes)
+    if len(sizes) != len(names):
+        raise RuntimeError(f"{path} has {len(sizes)} parts, expected {len(names)}: {names}")
+    bias = getattr(layer, "bias", None)
+    column = isinstance(layer, ColumnParallelLinear)
+    row = isinstance(layer, RowParallelLinear)
+    start = 0
+    for name, size in zip(names, sizes, strict=True):
+        part_NK = weight_NK[start : start + size]
+        copies = _copies(layer, name)
+        yield f"{name}.weight", _whole(part_NK, 0 if column else 1 if row else None, copies)
+        if bias is not None:
+            # The CPU kernel of small layers keeps its bias in float32.
+            part_N = bias[start : start + size].to(weight_NK.dtype)
+            yield f"{name}.bias", _whole(part_N, 0 if column else None, copies)
+        start += size
+
+
+def _linear_weight(path: str, layer: LinearBase) -> torch.Tensor:
+    """Return the [N, K] weight of this worker's shard: stored, or asked of the packed kernel."""
+    weight = getattr(layer, "weight", None)
+    if weight is None or not weight.dtype.is_floating_point:
+        raise RuntimeError(f"{path} is quantised; its weights cannot be compared with the learner's")
+    if weight.numel() > 0:
+        return weight
+    return _through_kernel(layer, layer.input_size_per_partition, weight.dtype)
+
+
+def _through_kernel(layer: torch.nn.Module, width: int, dtype: torch.dtype) -> torch.Tensor:
+    """Return the [N, K] weight that the layer's kernel computes with."""
+    identity_KK = torch.eye(width, dtype=dtype)
+    parts = [layer.quant_method.apply(layer, rows, None) for rows in identity_KK.split(_IDENTITY_ROWS)]
+    return torch.cat(parts).t()
+
+
+def _vocabulary(path: str, layer: VocabParallelEmbedding) -> Iterator[tuple[str, torch.Tensor]]:
+    weight_VD = layer.weight
+    if hasattr(layer, "cpu_linear") and weight_VD.device.type == "cpu":
+        # The rows are read by the embedding, the packed copy by the output head: both must agree.
+        head_VD = _through_kernel(layer, weight_VD.shape[1], weight_VD.dtype)
+        normal = weight_VD.abs() >= torch.finfo(weight_VD.dtype).tiny
+        if not torch.equal(head_VD[normal], weight_VD[normal]):
+            raise RuntimeError(f"{path}: the packed output head differs from the stored rows")
+    yield f"{path}.weight", _whole(weight_VD, 0, 1)[: layer.org_vocab_size]
+
+
+def _copies(layer: LinearBase, name: str) -> int:
+    """Return on how many workers in a row the same key and value heads lie."""
+    if name.rpartition(".")[2] in ("k_proj", "v_proj"):
+        return int(getattr(layer, "num_kv_head_replicas", 1))
+    return 1
+
+
+def _whole(shard: torch.Tensor, dim: int | None, copies: int) -> torch.Tensor:
+    """Gather the shards of all tensor-parallel workers along `dim`; None means not sharded."""
+    group = get_tp_group()
+    if dim is None or group.world_size == 1:
+        return shard
+    gathered = group.all_gather(shard.contiguous(), dim)
+    if copies == 1:
+        return gathered
+    return torch.cat(list(gathered.chunk(group.world_size, dim))[::copies], dim)

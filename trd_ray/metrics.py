@@ -1,0 +1,287 @@
+"""What is recorded of each learner step: one line of metrics.jsonl, one point in TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from trd_ray.errors import DataError, MissingDependencyError, describe
+from trd_ray.evaluation import EvalReport
+from trd_ray.json_lines import JsonLinesWriter, read_lines
+from trd_ray.run_folder import RunFolder
+from trd_ray.stage_clock import Stage, StageTimes
+from trd_ray.types import LearnerStep, Outcome, Refinement, SyncReport, Trajectory
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepMetrics:
+    """One learner step. Field names are the keys of metrics.jsonl, in this order."""
+
+    learner_step: int
+    """From 1."""
+    policy_version: int
+    """Completed optimizer steps after this one."""
+    loss: float
+    """Mean divergence per response token, in nats; NaN where the file has null."""
+    grad_norm: float
+    """Global L2 norm before clipping."""
+    learning_rate: float
+    num_loss_tokens: int
+    staleness_max: int
+    """Largest staleness among the consumed trajectories, in steps; 0 if none was consumed."""
+    rollout_accuracy: float
+    """Share of right rollouts, rejected trajectories included."""
+    refined_accuracy: float | None
+    """Share of right refinements; None if nothing was refined."""
+    flips_wrong_to_right: int
+    """Wrong rollouts whose refinement is right."""
+    flips_right_to_wrong: int
+    """Right rollouts whose refinement is wrong."""
+    num_trajectories: int
+    """Trajectories that ended in this step: consumed and rejected."""
+    num_consumed: int
+    num_rejected: int
+    rejected_by_reason: Mapping[str, int]
+    """Reasons that occurred only."""
+    rollout_s: float
+    """This and the next: exclusive share of the step's wall time, see `stage_clock`."""
+    refine_s: float
+    score_s: float
+    learn_s: float
+    sync_s: float
+    other_s: float
+    step_s: float
+    """The whole step; the sum of the six above."""
+    num_rollout_tokens: int
+    num_refined_tokens: int
+    rollout_length_mean: float
+    """Tokens a rollout."""
+    refined_length_mean: float | None
+    """Tokens a refinement; None if nothing was refined."""
+    tokens_per_s: float
+    """Tokens generated, rollouts and refinements, per second of the whole step."""
+    prompts_in: int
+    """Prompts in the pipeline during the step: left pending by the one before, and new ones."""
+    prompts_pending: int
+    """Prompts that have not ended at the end of the step."""
+
+    def __post_init__(self) -> None:
+        if self.num_trajectories != self.num_consumed + self.num_rejected:
+            raise ValueError(
+                f"StepMetrics: num_trajectories {self.num_trajectories} is not num_consumed "
+                f"{self.num_consumed} + num_rejected {self.num_rejected}"
+            )
+        if self.num_rejected != sum(self.rejected_by_reason.values()):
+            raise ValueError(
+                f"StepMetrics: num_rejected {self.num_rejected}, but reasons add up to "
+                f"{dict(self.rejected_by_reason)}"
+            )
+        if self.prompts_in != self.num_trajectories + self.prompts_pending:
+            raise ValueError(
+                f"StepMetrics: prompts_in {self.prompts_in} is not consumed {self.num_consumed} + rejected "
+                f"{self.num_rejected} + pending {self.prompts_pending}; a prompt was lost or counted twice"
+            )
+
+    def to_json(self) -> dict[str, object]:
+        return asdict(self)
+
+    @classmethod
+    def from_line(cls, line: str) -> StepMetrics:
+        """Read a row. Keys that it does not know are left out; `DataError` names one that is missing."""
+        row = json.loads(line)
+        missing = [field.name for field in fields(cls) if field.name not in row]
+        if missing:
+            raise DataError(
+                describe(
+                    "a row of metrics.jsonl lacks a key", where=f"learner_step {row.get('learner_step')}",
+                    got=", ".join(sorted(row)), expected=", ".join(missing),
+                    remedy="use a run folder that was written by this version",
+                )
+            )  # fmt: skip
+        known = {field.name: row[field.name] for field in fields(cls)}
+        for field in fields(cls):
+            if field.type == "float" and known[field.name] is None:
+                known[field.name] = math.nan
+        return cls(**known)
+
+
+def read_metrics(path: Path) -> tuple[StepMetrics, ...]:
+    """All whole rows of a metrics.jsonl, in its order; () if there is no file."""
+    return tuple(StepMetrics.from_line(line) for line in read_lines(path))
+
+
+def read_evals(path: Path) -> tuple[EvalReport, ...]:
+    """All whole rows of an eval.jsonl, in its order; () if there is no file."""
+    return tuple(EvalReport.from_line(line) for line in read_lines(path))
+
+
+def step_metrics(
+    trajectories: Sequence[Trajectory],
+    *,
+    step: LearnerStep,
+    sync: SyncReport,
+    times: StageTimes,
+    prompts_in: int,
+    prompts_pending: int = 0,
+) -> StepMetrics:
+    """Reduce one step. `trajectories` are all that ended in it, consumed and rejected.
+
+    Staleness is that at consumption: the learner had completed `step.policy_version - 1` steps
+    then. `ValueError` if the push carried another version than the learner made, or if there is
+    no trajectory.
+    """
+    if not trajectories:
+        raise ValueError(f"step_metrics: learner_step {step.learner_step} has no trajectories; expected some")
+    if sync.policy_version != step.policy_version:
+        raise ValueError(
+            f"step_metrics: weights of version {sync.policy_version} were pushed after a step that made "
+            f"version {step.policy_version}"
+        )
+    consumed = [t for t in trajectories if t.outcome is Outcome.CONSUMED]
+    reasons = Counter(str(t.reason) for t in trajectories if t.outcome is Outcome.REJECTED)
+    refined = [(t.rollout.grade.correct, t.refinement) for t in trajectories if t.refinement is not None]
+    num_rollout_tokens = sum(len(t.rollout.completion.token_ids) for t in trajectories)
+    num_refined_tokens = sum(len(r.completion.token_ids) for _, r in refined)
+    num_tokens = num_rollout_tokens + num_refined_tokens
+    return StepMetrics(
+        learner_step=step.learner_step,
+        policy_version=step.policy_version,
+        loss=step.loss,
+        grad_norm=step.grad_norm,
+        learning_rate=step.learning_rate,
+        num_loss_tokens=step.num_loss_tokens,
+        staleness_max=_staleness_max(consumed, learner_version=step.policy_version - 1),
+        rollout_accuracy=sum(t.rollout.grade.correct for t in trajectories) / len(trajectories),
+        refined_accuracy=_accuracy(refined),
+        flips_wrong_to_right=sum(not before and r.grade.correct for before, r in refined),
+        flips_right_to_wrong=sum(before and not r.grade.correct for before, r in refined),
+        num_trajectories=len(trajectories),
+        num_consumed=len(consumed),
+        num_rejected=len(trajectories) - len(consumed),
+        rejected_by_reason=dict(sorted(reasons.items())),
+        rollout_s=times.share_s(Stage.ROLLOUT),
+        refine_s=times.share_s(Stage.REFINE),
+        score_s=times.share_s(Stage.SCORE),
+        learn_s=times.share_s(Stage.LEARN),
+        sync_s=times.share_s(Stage.SYNC),
+        other_s=times.other_s,
+        step_s=times.step_s,
+        num_rollout_tokens=num_rollout_tokens,
+        num_refined_tokens=num_refined_tokens,
+        rollout_length_mean=num_rollout_tokens / len(trajectories),
+        refined_length_mean=num_refined_tokens / len(refined) if refined else None,
+        tokens_per_s=num_tokens / times.step_s if times.step_s > 0 else 0.0,
+        prompts_in=prompts_in,
+        prompts_pending=prompts_pending,
+    )
+
+
+def _staleness_max(consumed: Sequence[Trajectory], *, learner_version: int) -> int:
+    return max((learner_version - t.rollout.completion.policy_version_min for t in consumed), default=0)
+
+
+def _accuracy(refined: Sequence[tuple[bool, Refinement]]) -> float | None:
+    if not refined:
+        return None
+    return sum(refinement.grade.correct for _, refinement in refined) / len(refined)
+
+
+class MetricsWriter:
+    """Writes metrics.jsonl, eval.jsonl and TensorBoard events. An `Observer`; close it at the end.
+
+    On resume call `RunFolder.rewind` first. `first_step` is the next learner step; TensorBoard
+    then hides what an earlier attempt wrote from that step on.
+    """
+
+    def __init__(self, folder: RunFolder, *, tensorboard: bool = True, first_step: int = 1) -> None:
+        """Raises `MissingDependencyError` if TensorBoard is wanted and not installed."""
+        self._events = _open_events(folder.tensorboard, first_step) if tensorboard else None
+        self._steps = JsonLinesWriter(folder.metrics)
+        self._evals = JsonLinesWriter(folder.eval)
+
+    def on_stage(self, stage: str, done: int, total: int) -> None:
+        """Nothing is recorded within a step."""
+
+    def on_step(self, metrics: StepMetrics) -> None:
+        self._steps.write(metrics.to_json())
+        if self._events is not None:
+            for tag, value in _step_scalars(metrics).items():
+                self._events.add_scalar(tag, value, metrics.learner_step)
+            self._events.flush()
+
+    def on_eval(self, report: EvalReport) -> None:
+        self._evals.write(report.to_json())
+        if self._events is not None:
+            for tag, value in _eval_scalars(report).items():
+                self._events.add_scalar(tag, value, report.learner_step)
+            self._events.flush()
+
+    def close(self) -> None:
+        """May be called more than once."""
+        self._steps.close()
+        self._evals.close()
+        if self._events is not None:
+            self._events.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _open_events(folder: Path, first_step: int) -> SummaryWriter:
+    # Imported here: a run without TensorBoard must not need it, and torch is slow to load.
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise MissingDependencyError(
+            describe(
+                "TensorBoard is not installed", where="run.tensorboard", got=str(error),
+                expected="the package tensorboard",
+                remedy="pip install tensorboard, or set run.tensorboard=false",
+            )
+        ) from error  # fmt: skip
+    purge_step = first_step if first_step > 1 else None
+    return SummaryWriter(str(folder), purge_step=purge_step)
+
+
+def _step_scalars(m: StepMetrics) -> dict[str, float]:
+    """Tags are `area/quantity_unit`."""
+    scalars: dict[str, float | None] = {
+        "learner/loss_nats": m.loss,
+        "learner/grad_norm": m.grad_norm,
+        "learner/learning_rate": m.learning_rate,
+        "learner/num_loss_tokens": m.num_loss_tokens,
+        "accuracy/rollout": m.rollout_accuracy,
+        "accuracy/refined": m.refined_accuracy,
+        "accuracy/flips_wrong_to_right": m.flips_wrong_to_right,
+        "accuracy/flips_right_to_wrong": m.flips_right_to_wrong,
+        "pipeline/staleness_max": m.staleness_max,
+        "pipeline/num_rejected": m.num_rejected,
+        "pipeline/tokens_per_s": m.tokens_per_s,
+        "length/rollout_tokens": m.rollout_length_mean,
+        "length/refined_tokens": m.refined_length_mean,
+        **{f"time/{stage}_s": getattr(m, f"{stage}_s") for stage in (*Stage, "other", "step")},
+    }
+    return {tag: value for tag, value in scalars.items() if value is not None}
+
+
+def _eval_scalars(report: EvalReport) -> dict[str, float]:
+    return {
+        f"eval/{report.dataset}/avg_at_{report.num_samples}": report.avg_at_k,
+        f"eval/{report.dataset}/pass_at_{report.k}": report.pass_at_k,
+        f"eval/{report.dataset}/mean_length_tokens": report.mean_length,
+        f"eval/{report.dataset}/truncated_share": report.truncated_share,
+    }

@@ -1,0 +1,275 @@
+"""The run: written once against `interfaces.py`, wired over Ray or in one process.
+
+    problems --> prompts --> [generator] --> rollout --> [teacher] --> refinement --> judge
+                     ^                                                                  |
+                     |                                                     [teacher] <--+
+                     |                                                         | hidden states
+    [generator] <-- [weight sync] <-- [learner] <-- batch <-- [buffer] <-- trajectory
+
+One step: `trajectories_per_step` prompts go in; each comes out of the buffer exactly once, consumed
+or rejected; the learner makes one optimizer step; the new weights are pushed to every generator.
+`prompts_in = consumed + rejected + pending` is checked at each step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from trd_ray.batching import make_training_batch
+from trd_ray.config import TrdConfig
+from trd_ray.data import ProblemStream
+from trd_ray.errors import RunFailedError, describe
+from trd_ray.evaluator import Evaluator
+from trd_ray.interfaces import Buffer, Learner, WeightSync
+from trd_ray.metrics import step_metrics
+from trd_ray.observer import Observer
+from trd_ray.production import Producer
+from trd_ray.recorder import Recorder
+from trd_ray.run_state import RunState
+from trd_ray.seeds import derive_seed
+from trd_ray.stage_clock import Stage, StageClock
+from trd_ray.staleness import check_staleness
+from trd_ray.step_stages import StepStages
+from trd_ray.types import (
+    Outcome,
+    Prompt,
+    TrainingBatch,
+    TrainingSample,
+    Trajectory,
+)
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """How a run ended."""
+
+    learner_step: int
+    interrupted: bool
+
+
+class Pipeline:
+    """Owns the loop of a run and its end.
+
+    Consumes: problems. Produces: optimizer steps, pushed weights, the run folder. Waits for: the
+    producers' trajectories, the learner, the push. Unblocked by: their answers, or `request_stop`.
+    """
+
+    def __init__(
+        self,
+        config: TrdConfig,
+        *,
+        producer: Producer,
+        learner: Learner,
+        weight_sync: WeightSync,
+        stream: ProblemStream,
+        evaluator: Evaluator | None,
+        recorder: Recorder,
+        observer: Observer,
+    ) -> None:
+        self._config = config
+        self._producer = producer
+        self._buffer: Buffer = producer.buffer
+        self._learner = learner
+        self._weight_sync = weight_sync
+        self._stream = stream
+        self._evaluator = evaluator
+        self._recorder = recorder
+        self._observer = observer
+        self._state = RunState.initial(stream.state())
+        self._clock = StageClock()
+        self._stop = asyncio.Event()
+
+    def request_stop(self) -> None:
+        """End the run after the step in hand (at once, if it is still making trajectories)."""
+        self._stop.set()
+
+    async def run(self, *, resume_from: Path | None = None) -> RunResult:
+        """All steps that are left; a checkpoint at the end, also when stopped.
+
+        Raises `RunFailedError` and whatever a role raises; what is completed stays on disk.
+        """
+        if resume_from is not None:
+            await self._restore(resume_from)
+        await self._weight_sync.push(self._state.learner_step)
+        if resume_from is None:
+            await self._evaluate()
+        self._clock.start()
+        while self._state.learner_step < self._config.run.num_steps and not self._stop.is_set():
+            if await self._step():
+                await self._after_step()
+        if self._stop.is_set():
+            await self._checkpoint()
+        return RunResult(learner_step=self._state.learner_step, interrupted=self._stop.is_set())
+
+    async def _unless_stopped(self, work: Coroutine[None, None, T]) -> T | None:
+        """The result of `work`, or None if a stop came first: `work` is cancelled and has ended."""
+        working = asyncio.create_task(work)
+        stopping = asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+            if not working.done():
+                working.cancel()
+                await asyncio.gather(working, return_exceptions=True)
+        return None if working.cancelled() else working.result()
+
+    async def _step(self) -> bool:
+        """One step; False if a stop came while trajectories were made (the step is abandoned).
+
+        Its prompts are then pending: the state still holds the position before them, so that a
+        resumed run draws them again.
+        """
+        trajectories = await self._unless_stopped(self._produce_step())
+        if trajectories is None:
+            return False
+        await self._finish_step(trajectories)
+        return True
+
+    async def _produce_step(self) -> tuple[Trajectory, ...]:
+        """Trajectories of one step, in the order of their prompts."""
+        prompts = self._draw_prompts()
+        stages = StepStages(
+            num_trajectories=len(prompts),
+            barrier=self._config.pipeline.stage_barrier,
+            clock=self._clock,
+            observer=self._observer,
+        )
+        try:
+            async with asyncio.TaskGroup() as group:
+                for prompt in prompts:
+                    group.create_task(self._producer.produce(prompt, stages))
+                taking = group.create_task(self._buffer.take(len(prompts)))
+        except BaseExceptionGroup as failures:
+            # The siblings were cancelled because of the first; that one is the news.
+            raise failures.exceptions[0] from failures
+        order = {(p.problem.prompt_id, p.epoch, p.sample_index): i for i, p in enumerate(prompts)}
+        return tuple(sorted(taking.result(), key=lambda t: order[_prompt_key(t.rollout.prompt)]))
+
+    def _draw_prompts(self) -> tuple[Prompt, ...]:
+        step = self._state.learner_step + 1
+        prompts = []
+        for problem, epoch in self._stream.take(self._config.pipeline.prompts_per_step):
+            token_ids = self._producer.prompts.student(problem)
+            for sample_index in range(self._config.pipeline.rollouts_per_prompt):
+                prompts.append(
+                    Prompt(
+                        problem=problem,
+                        epoch=epoch,
+                        sample_index=sample_index,
+                        token_ids=token_ids,
+                        seed=derive_seed(self._config.run.seed, step, problem.prompt_id, sample_index),
+                    )
+                )
+        return tuple(prompts)
+
+    async def _finish_step(self, trajectories: tuple[Trajectory, ...]) -> None:
+        """Learn, push, record."""
+        step = self._state.learner_step + 1
+        self._recorder.trajectories(trajectories, learner_step=step)
+        consumed = tuple(t for t in trajectories if t.outcome is Outcome.CONSUMED)
+        batch = self._batch(trajectories, consumed)
+        check_staleness(
+            (t.rollout for t in consumed),
+            learner_version=self._state.learner_step,
+            max_staleness=self._config.pipeline.max_staleness,
+        )
+        self._observer.on_stage(Stage.LEARN, 0, 1)
+        with self._clock.stage(Stage.LEARN):
+            learned = await self._learner.learn(batch)
+        self._observer.on_stage(Stage.SYNC, 0, 1)
+        with self._clock.stage(Stage.SYNC):
+            synced = await self._weight_sync.push(learned.policy_version)
+        self._state = self._state.after_step(
+            learner_step=learned.learner_step,
+            stream=self._stream.state(),
+            num_in=len(trajectories),
+            num_consumed=len(consumed),
+            num_rejected=len(trajectories) - len(consumed),
+        )
+        metrics = step_metrics(
+            trajectories, step=learned, sync=synced, times=self._clock.lap(), prompts_in=len(trajectories)
+        )
+        self._observer.on_step(metrics)
+
+    def _batch(
+        self, trajectories: tuple[Trajectory, ...], consumed: tuple[Trajectory, ...]
+    ) -> TrainingBatch:
+        rejected_share = 1.0 - len(consumed) / len(trajectories)
+        if not consumed or rejected_share > self._config.pipeline.max_rejected_share:
+            reasons = sorted({t.reason.value for t in trajectories if t.outcome is Outcome.REJECTED})
+            raise RunFailedError(
+                describe(
+                    "too many trajectories of one step were rejected",
+                    where=f"step {self._state.learner_step + 1}",
+                    got=f"{rejected_share:.0%} rejected ({', '.join(reasons)})",
+                    expected=f"at most {self._config.pipeline.max_rejected_share:.0%}",
+                    remedy="read the step's trajectories/*.parquet; more teacher.sampling.max_tokens or a "
+                    "larger engine.max_model_len help against truncation",
+                )
+            )
+        return make_training_batch(
+            [_training_sample(t) for t in consumed],
+            learner_step=self._state.learner_step + 1,
+            num_ranks=self._config.learner.num_ranks,
+            micro_batch_tokens=self._config.learner.micro_batch_tokens,
+        )
+
+    async def _after_step(self) -> None:
+        step, run = self._state.learner_step, self._config.run
+        last = step == run.num_steps
+        if last or (run.eval_every and step % run.eval_every == 0):
+            await self._evaluate()
+        if last or (run.checkpoint_every and step % run.checkpoint_every == 0):
+            await self._checkpoint()
+        # Evaluations and checkpoints are not part of a step's time.
+        self._clock.start()
+
+    async def _evaluate(self) -> None:
+        if self._evaluator is None:
+            return
+        report = await self._unless_stopped(self._evaluator.evaluate(learner_step=self._state.learner_step))
+        if report is None:
+            return
+        self._observer.on_eval(report)
+
+    async def _checkpoint(self) -> None:
+        await self._recorder.checkpoint(self._state, self._learner)
+
+    async def _restore(self, folder: Path) -> None:
+        self._state = RunState.read(folder)
+        policy_version = await self._learner.load(folder)
+        if policy_version != self._state.learner_step:
+            raise RunFailedError(
+                describe(
+                    "the checkpoint does not fit together",
+                    where=str(folder),
+                    got=f"learner at version {policy_version}, run at step {self._state.learner_step}",
+                    expected="the same",
+                    remedy="resume from an older checkpoint: delete or move this folder",
+                )
+            )
+        self._stream.restore(self._state.stream)
+
+
+def _prompt_key(prompt: Prompt) -> tuple[str, int, int]:
+    return prompt.problem.prompt_id, prompt.epoch, prompt.sample_index
+
+
+def _training_sample(trajectory: Trajectory) -> TrainingSample:
+    assert trajectory.teacher_hidden is not None  # scored, since it is consumed
+    return TrainingSample(
+        prompt_ids=trajectory.rollout.prompt.token_ids,
+        response_ids=trajectory.token_ids,
+        teacher_hidden=trajectory.teacher_hidden,
+        policy_version=trajectory.rollout.completion.policy_version_min,
+    )

@@ -1,0 +1,118 @@
+"""One trajectory from prompt to buffer: rollout -> refine -> score.
+
+Each trajectory is a task of its own and is handed over as soon as a stage ends; the stage barrier
+decides whether it waits for the others there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from dataclasses import dataclass
+
+from trd_ray.config import MethodConfig, SamplingConfig
+from trd_ray.interfaces import Buffer, Generator, Teacher
+from trd_ray.refinement import PromptBuilder, PromptTooLong, judge_trajectory
+from trd_ray.seeds import derive_seed
+from trd_ray.stage_clock import Stage
+from trd_ray.step_stages import StepStages
+from trd_ray.tasks.base import Task
+from trd_ray.types import (
+    Grade,
+    IntArray,
+    Outcome,
+    Problem,
+    Prompt,
+    Refinement,
+    RejectReason,
+    Rollout,
+    TeacherContext,
+    Trajectory,
+    TrajectorySource,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Producer:
+    """Makes trajectories.
+
+    Consumes: prompts. Produces: trajectories in the buffer, rejected ones included. Waits for:
+    generator, teacher, barrier, room in the buffer. Unblocked by: their answers.
+    """
+
+    generator: Generator
+    teacher: Teacher
+    buffer: Buffer
+    task: Task
+    prompts: PromptBuilder
+    method: MethodConfig
+    rollout_sampling: SamplingConfig
+    refine_sampling: SamplingConfig
+
+    async def produce(self, prompt: Prompt, stages: StepStages) -> None:
+        """Carry one prompt through all stages and put the trajectory into the buffer."""
+        with stages.stage(Stage.ROLLOUT):
+            rollout = await self._roll_out(prompt)
+        await stages.wait()
+        refinement: Refinement | PromptTooLong | None = None
+        if self.method.trajectory is TrajectorySource.REFINED:
+            with stages.stage(Stage.REFINE):
+                refinement = await self._refine(rollout)
+        await stages.wait()
+        trajectory = self._assemble(rollout, refinement)
+        if trajectory.outcome is Outcome.CONSUMED:
+            with stages.stage(Stage.SCORE):
+                hidden = await self.teacher.score(trajectory.teacher_context_ids, trajectory.token_ids)
+            trajectory = dataclasses.replace(trajectory, teacher_hidden=hidden)
+        await self.buffer.put(trajectory)
+
+    async def _roll_out(self, prompt: Prompt) -> Rollout:
+        completion = await self.generator.generate(prompt, self.rollout_sampling)
+        grade = await self._grade(prompt.problem, completion.text)
+        return Rollout(prompt=prompt, completion=completion, grade=grade)
+
+    async def _refine(self, rollout: Rollout) -> Refinement | PromptTooLong:
+        prompt = self.prompts.refine(rollout)
+        if isinstance(prompt, PromptTooLong):
+            return prompt
+        seed = derive_seed(rollout.prompt.seed, "refine")
+        completion = await self.teacher.refine(prompt.token_ids, self.refine_sampling, seed)
+        grade = await self._grade(rollout.prompt.problem, completion.text)
+        return Refinement(prompt=prompt, completion=completion, grade=grade)
+
+    async def _grade(self, problem: Problem, text: str) -> Grade:
+        # A grader of mathematics may compute for a second; the loop must go on meanwhile.
+        return await asyncio.to_thread(self.task.grade, problem, text)
+
+    def _assemble(self, rollout: Rollout, refinement: Refinement | PromptTooLong | None) -> Trajectory:
+        made = refinement if isinstance(refinement, Refinement) else None
+        source = self.method.trajectory
+        if isinstance(refinement, PromptTooLong):
+            reason = RejectReason.PROMPT_TOO_LONG
+        else:
+            reason = judge_trajectory(rollout, made)
+        context_ids = self._context_ids(rollout, made)
+        if isinstance(context_ids, PromptTooLong):
+            reason, context_ids = RejectReason.PROMPT_TOO_LONG, rollout.prompt.token_ids
+        tokens = made.completion.token_ids if made is not None else rollout.completion.token_ids
+        return Trajectory(
+            rollout=rollout,
+            refinement=made,
+            source=source,
+            token_ids=tokens,
+            teacher_context=self.method.teacher_context,
+            teacher_context_ids=context_ids,
+            outcome=Outcome.CONSUMED if reason is RejectReason.NONE else Outcome.REJECTED,
+            reason=reason,
+            teacher_hidden=None,
+        )
+
+    def _context_ids(self, rollout: Rollout, refinement: Refinement | None) -> IntArray | PromptTooLong:
+        """Tokens before the trajectory when the teacher scores it."""
+        problem = rollout.prompt.problem
+        if self.method.teacher_context is TeacherContext.REFINE:
+            # A refinement that was never made is rejected; its context is of no use to anyone.
+            return rollout.prompt.token_ids if refinement is None else refinement.prompt.token_ids
+        if self.method.teacher_context is TeacherContext.PRIVILEGED:
+            return self.prompts.privileged(problem)
+        return self.prompts.scoring_prompt(problem)

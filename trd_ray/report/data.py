@@ -1,0 +1,112 @@
+"""Reads what the report shows from a run folder, also while the run goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TypeVar
+
+import yaml
+
+from trd_ray.config import Divergence, MethodConfig, TeacherWeights
+from trd_ray.errors import ConfigError, DataError, describe
+from trd_ray.evaluation import EvalReport
+from trd_ray.metrics import StepMetrics, read_evals, read_metrics
+from trd_ray.run_folder import RunFolder
+from trd_ray.trajectory_log import logged_steps
+from trd_ray.types import TeacherContext, TrajectorySource
+
+_Choice = TypeVar("_Choice", bound=StrEnum)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunData:
+    """Everything but the trajectories, which are read step by step."""
+
+    name: str
+    options: Mapping[str, str]
+    """Resolved configuration by dotted path; empty if config.yaml is not there yet."""
+    method: str | None
+    """The method in one sentence; None if the configuration does not tell."""
+    steps: tuple[StepMetrics, ...]
+    evals: tuple[EvalReport, ...]
+    trajectory_steps: tuple[int, ...]
+
+    @property
+    def num_steps(self) -> int:
+        """Steps the run is to have; those it has if the configuration does not tell."""
+        planned = self.options.get("run.num_steps", "")
+        return int(planned) if planned.isdecimal() else len(self.steps)
+
+    @property
+    def refines(self) -> bool:
+        return any(step.refined_accuracy is not None for step in self.steps)
+
+
+def load_run(folder: RunFolder) -> RunData:
+    """Read a run folder. `ConfigError` if it holds no run, `DataError` if a file cannot be read."""
+    folder = RunFolder.open(folder.path)
+    options = _read_options(folder.config)
+    return RunData(
+        name=folder.path.resolve().name,
+        options=options,
+        method=_method_sentence(options),
+        steps=read_metrics(folder.metrics),
+        evals=read_evals(folder.eval),
+        trajectory_steps=logged_steps(folder.trajectories),
+    )
+
+
+def _read_options(path: Path) -> dict[str, str]:
+    if not path.exists():
+        return {}
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        tree = error
+    if not isinstance(tree, dict):
+        raise DataError(
+            describe(
+                "config.yaml cannot be read", where=str(path), got=tree, expected="a YAML mapping",
+                remedy="restore the file that the run wrote",
+            )
+        )  # fmt: skip
+    return _flatten(tree, "")
+
+
+def _flatten(tree: Mapping[object, object], prefix: str) -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = _show(value)
+    return flat
+
+
+def _show(value: object) -> str:
+    """As one would write it in YAML."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "" if value is None else str(value)
+
+
+def _choice(kind: type[_Choice], text: str) -> _Choice:
+    """An enum member from its value or from its name: YAML files of frozen trees hold either."""
+    return kind(text.lower())
+
+
+def _method_sentence(options: Mapping[str, str]) -> str | None:
+    try:
+        return MethodConfig(
+            trajectory=_choice(TrajectorySource, options["method.trajectory"]),
+            teacher_weights=_choice(TeacherWeights, options["method.teacher_weights"]),
+            privileged=options["method.privileged"] == "true",
+            teacher_context=_choice(TeacherContext, options["method.teacher_context"]),
+            divergence=_choice(Divergence, options["method.divergence"]),
+        ).sentence()
+    except (KeyError, ValueError, ConfigError):
+        # A run of another version: the options below the sentence still tell what it was.
+        return None

@@ -1,0 +1,195 @@
+"""The durable record of every trajectory: one Parquet file a learner step.
+
+Token ids are those of the engine; texts are for people and graders only. Rejected trajectories
+are kept with their reason. A file is written under a temporary name and renamed, so a reader
+never meets half of one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trd_ray.errors import DataError, describe
+from trd_ray.types import (
+    FloatArray,
+    Grade,
+    IntArray,
+    Outcome,
+    RejectReason,
+    TeacherContext,
+    Trajectory,
+    TrajectorySource,
+)
+
+_FILE = re.compile(r"step_(\d+)\.parquet")
+_INTS = pa.list_(pa.int32())
+_FLOATS = pa.list_(pa.float32())
+
+SCHEMA = pa.schema(
+    [
+        pa.field("prompt_id", pa.string(), nullable=False),
+        pa.field("epoch", pa.int32(), nullable=False),
+        pa.field("sample_index", pa.int32(), nullable=False),
+        pa.field("problem", pa.string(), nullable=False),
+        pa.field("reference", pa.string()),
+        pa.field("prompt_token_ids", _INTS, nullable=False),
+        pa.field("rollout_token_ids", _INTS, nullable=False),
+        pa.field("rollout_text", pa.string(), nullable=False),
+        pa.field("rollout_logprobs", _FLOATS, nullable=False),
+        pa.field("rollout_correct", pa.bool_(), nullable=False),
+        pa.field("policy_version_min", pa.int32(), nullable=False),
+        pa.field("policy_version_max", pa.int32(), nullable=False),
+        pa.field("trajectory_source", pa.string(), nullable=False),
+        pa.field("trajectory_token_ids", _INTS, nullable=False),
+        pa.field("trajectory_text", pa.string(), nullable=False),
+        pa.field("trajectory_correct", pa.bool_()),
+        pa.field("teacher_context", pa.string(), nullable=False),
+        pa.field("outcome", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("learner_step", pa.int32(), nullable=False),
+        pa.field("rollout_first_wrong_step", pa.int32()),
+        pa.field("trajectory_first_wrong_step", pa.int32()),
+    ]
+)
+"""The columns, in order. Nullable ones are null where the value does not exist."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class TrajectoryRow:
+    """One row, typed. Fields are the columns of `SCHEMA`."""
+
+    prompt_id: str
+    epoch: int
+    sample_index: int
+    problem: str
+    reference: str | None
+    prompt_token_ids: IntArray
+    rollout_token_ids: IntArray
+    rollout_text: str
+    rollout_logprobs: FloatArray
+    rollout_correct: bool
+    policy_version_min: int
+    policy_version_max: int
+    trajectory_source: TrajectorySource
+    trajectory_token_ids: IntArray
+    trajectory_text: str
+    """Empty if the trajectory was rejected before it was made."""
+    trajectory_correct: bool | None
+    """None if the trajectory was rejected before it was made."""
+    teacher_context: TeacherContext
+    outcome: Outcome
+    reason: RejectReason
+    learner_step: int
+    rollout_first_wrong_step: int | None
+    """Index from 0, see `Grade.first_wrong_step`."""
+    trajectory_first_wrong_step: int | None
+
+    @classmethod
+    def of(cls, trajectory: Trajectory, *, learner_step: int) -> TrajectoryRow:
+        """The row of a trajectory that ended in `learner_step`."""
+        rollout = trajectory.rollout
+        text, grade = _text_and_grade(trajectory)
+        return cls(
+            prompt_id=rollout.prompt.problem.prompt_id,
+            epoch=rollout.prompt.epoch,
+            sample_index=rollout.prompt.sample_index,
+            problem=rollout.prompt.problem.problem,
+            reference=rollout.prompt.problem.reference,
+            prompt_token_ids=rollout.prompt.token_ids,
+            rollout_token_ids=rollout.completion.token_ids,
+            rollout_text=rollout.completion.text,
+            rollout_logprobs=rollout.completion.logprobs,
+            rollout_correct=rollout.grade.correct,
+            policy_version_min=rollout.completion.policy_version_min,
+            policy_version_max=rollout.completion.policy_version_max,
+            trajectory_source=trajectory.source,
+            trajectory_token_ids=trajectory.token_ids,
+            trajectory_text=text,
+            trajectory_correct=grade.correct if grade else None,
+            teacher_context=trajectory.teacher_context,
+            outcome=trajectory.outcome,
+            reason=trajectory.reason,
+            learner_step=learner_step,
+            rollout_first_wrong_step=rollout.grade.first_wrong_step,
+            trajectory_first_wrong_step=grade.first_wrong_step if grade else None,
+        )
+
+
+def _text_and_grade(trajectory: Trajectory) -> tuple[str, Grade | None]:
+    """Text and grade of the tokens that are trained on, by their source."""
+    if trajectory.source is TrajectorySource.ROLLOUT:
+        return trajectory.rollout.completion.text, trajectory.rollout.grade
+    if trajectory.refinement is None:
+        return "", None
+    return trajectory.refinement.completion.text, trajectory.refinement.grade
+
+
+def write_trajectories(folder: Path, trajectories: Sequence[Trajectory], *, learner_step: int) -> Path:
+    """Write all trajectories that ended in a step to `folder/step_NNNNNN.parquet`; returns that path."""
+    rows = [TrajectoryRow.of(trajectory, learner_step=learner_step) for trajectory in trajectories]
+    columns = [pa.array([_plain(getattr(row, f.name)) for row in rows], type=f.type) for f in SCHEMA]
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step_{learner_step:06d}.parquet"
+    temporary = folder / f".{path.name}.tmp"
+    pq.write_table(pa.Table.from_arrays(columns, schema=SCHEMA), temporary, compression="zstd")
+    os.replace(temporary, path)
+    return path
+
+
+def _plain(value: object) -> object:
+    return str(value) if isinstance(value, str) else value
+
+
+def logged_steps(folder: Path) -> tuple[int, ...]:
+    """The learner steps that have a file, in order; () if there is no folder."""
+    matches = (_FILE.fullmatch(path.name) for path in folder.glob("step_*.parquet"))
+    return tuple(sorted(int(match[1]) for match in matches if match))
+
+
+def read_trajectories(folder: Path, *, steps: Collection[int] | None = None) -> Iterator[TrajectoryRow]:
+    """Rows in order of step, one file in memory at a time; all steps if `steps` is None.
+
+    Raises `DataError` naming a step that has no file, or a file that lacks a column.
+    """
+    logged = logged_steps(folder)
+    wanted = logged if steps is None else sorted(set(steps))
+    missing = sorted(set(wanted) - set(logged))
+    if missing:
+        raise DataError(
+            describe(
+                "a step has no trajectories", where=str(folder), got=f"step {missing[0]}",
+                expected=f"one of the {len(logged)} steps {logged[:1]} .. {logged[-1:]}",
+                remedy="ask for a step of this run",
+            )
+        )  # fmt: skip
+    for step in wanted:
+        yield from _read_file(folder / f"step_{step:06d}.parquet")
+
+
+def _read_file(path: Path) -> Iterator[TrajectoryRow]:
+    table = pq.read_table(path)
+    missing = [name for name in SCHEMA.names if name not in table.column_names]
+    if missing:
+        raise DataError(
+            describe(
+                "a trajectories file lacks a column", where=str(path), got=", ".join(table.column_names),
+                expected=", ".join(missing), remedy="use a file that was written by this version",
+            )
+        )  # fmt: skip
+    for row in table.select(SCHEMA.names).to_pylist():
+        for name in ("prompt_token_ids", "rollout_token_ids", "trajectory_token_ids"):
+            row[name] = np.asarray(row[name], dtype=np.int32)
+        row["rollout_logprobs"] = np.asarray(row["rollout_logprobs"], dtype=np.float32)
+        row["trajectory_source"] = TrajectorySource(row["trajectory_source"])
+        row["teacher_context"] = TeacherContext(row["teacher_context"])
+        row["outcome"] = Outcome(row["outcome"])
+        row["reason"] = RejectReason(row["reason"])
+        yield TrajectoryRow(**row)

@@ -1,0 +1,146 @@
+"""Names, shapes and the checksum of a set of weights, the same on both ends of a push.
+
+The learner and every generator describe the weights under their Hugging Face names. A
+`WeightManifest` says what a push holds before its first byte is sent; `checksum_named` says
+whether two sides hold the same weights. Needs torch and the standard library only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from math import prod
+
+import torch
+
+_CHUNK_NUMEL = 1 << 22
+"""Elements hashed at once: bounds the copy that canonicalises them to 16 MiB of float32."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TensorSpec:
+    """One tensor of a push, as it travels."""
+
+    name: str
+    dtype: str
+    """A torch dtype without its prefix, for example `bfloat16`."""
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
+            raise ValueError(f"TensorSpec: {self.name} has dtype {self.dtype!r}; expected a torch dtype name")
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        dtype = getattr(torch, self.dtype)
+        assert isinstance(dtype, torch.dtype)
+        return dtype
+
+    @property
+    def numel(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.numel * self.torch_dtype.itemsize
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WeightManifest:
+    """What a push holds, in the order in which it is sent."""
+
+    tensors: tuple[TensorSpec, ...]
+
+    def __post_init__(self) -> None:
+        names = [spec.name for spec in self.tensors]
+        if len(set(names)) != len(names):
+            doubled = sorted({name for name in names if names.count(name) > 1})
+            raise ValueError(f"WeightManifest: names occur twice: {doubled}")
+
+    @classmethod
+    def of(
+        cls, named_tensors: Iterable[tuple[str, torch.Tensor]], *, dtype: str | None = None
+    ) -> WeightManifest:
+        """Describe tensors without reading their values.
+
+        Args:
+            dtype: the dtype on the wire if it is not that of each tensor.
+        """
+        return cls(
+            tensors=tuple(
+                TensorSpec(name=name, dtype=dtype or dtype_name(tensor.dtype), shape=tuple(tensor.shape))
+                for name, tensor in named_tensors
+            )
+        )
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(spec.numel for spec in self.tensors)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(spec.num_bytes for spec in self.tensors)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return `float32` for `torch.float32`."""
+    return str(dtype).removeprefix("torch.")
+
+
+class WeightChecksum:
+    """The checksum of named tensors that arrive one by one, in any order.
+
+    SHA-256 over each name in sorted order with its dtype, its shape and the SHA-256 of its bytes.
+    Zeros of either sign and subnormal numbers count as +0.0: no matrix product tells them apart,
+    so an engine that keeps its weights packed can only give them back as such.
+    """
+
+    def __init__(self) -> None:
+        self._digests: dict[str, bytes] = {}
+
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        """Add one tensor of any shape and device.
+
+        Raises:
+            ValueError: the name was added before.
+        """
+        if name in self._digests:
+            raise ValueError(f"WeightChecksum: {name} was added twice")
+        head = f"{name}\0{dtype_name(tensor.dtype)}\0{list(tensor.shape)}\0".encode()
+        digest = hashlib.sha256()
+        for chunk in _canonical_chunks(tensor):
+            digest.update(memoryview(chunk.view(torch.uint8).numpy()))
+        self._digests[name] = head + digest.digest()
+
+    def digest(self) -> bytes:
+        """Return the 32 bytes of the checksum of all tensors so far."""
+        total = hashlib.sha256()
+        for name in sorted(self._digests):
+            total.update(self._digests[name])
+        return total.digest()
+
+    def hexdigest(self) -> str:
+        return self.digest().hex()
+
+
+def checksum_named(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """Return the checksum of named tensors as 64 hexadecimal digits; see `WeightChecksum`.
+
+    The order of `tensors` does not matter. A tied output head is given once, under the name of
+    the embedding, as `named_parameters()` does.
+    """
+    checksum = WeightChecksum()
+    for name, tensor in tensors:
+        checksum.add(name, tensor)
+    return checksum.hexdigest()
+
+
+def _canonical_chunks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yield the flat values on the CPU in pieces, with zeros and subnormals as +0.0."""
+    flat = tensor.detach().contiguous().reshape(-1)
+    for chunk in flat.split(_CHUNK_NUMEL):
+        values = chunk.cpu()
+        if values.dtype.is_floating_point:
+            values = values.masked_fill(values.abs() < torch.finfo(values.dtype).tiny, 0.0)
+        yield values.contiguous()
