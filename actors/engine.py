@@ -128,8 +128,9 @@ class Engine:
         self._failure: str | None = None
         self._update_lock = asyncio.Lock()
         self._in_flight: set[str] = set()
-        self._llm = _start(options)
-        self._tokenizer = self._llm.get_tokenizer()
+        llm = _start(options)
+        self._llm: AsyncLLM | None = llm
+        self._tokenizer = llm.get_tokenizer()
 
     @property
     def policy_version(self) -> int:
@@ -137,16 +138,11 @@ class Engine:
         return self._policy_version
 
     async def start(self) -> None:
-        """Finish the start inside the event loop; called by the first request if not before.
-
-        Labels the weights with their version, and has the engine's processes end if this one is
-        killed.
-        """
+        """Label the weights with their version; the first call of another method does it too."""
         if self._version_is_set:
             return
         self._version_is_set = True
-        await self._llm.update_weight_version(str(self._policy_version))
-        await self._llm.collective_rpc("trd_exit_with_parent")
+        await self._live("start").update_weight_version(str(self._policy_version))
 
     async def generate(
         self, prompt_ids: IntArray, sampling: SamplingOptions, request_id: str
@@ -170,24 +166,26 @@ class Engine:
         """
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
+        where = f"generate, request {request_id}"
         await self.start()
-        self._require_usable(f"generate, request {request_id}")
+        self._require_usable(where)
+        llm = self._live(where)
         params = _sampling_params(sampling)
         self._in_flight.add(request_id)
         final: RequestOutput | None = None
         try:
             prompt = {"prompt_token_ids": prompt_ids.tolist()}
-            async for output in self._llm.generate(prompt, params, request_id):
+            async for output in llm.generate(prompt, params, request_id):
                 final = output
         except (EngineDeadError, EngineGenerateError) as error:
-            raise self._failed(f"generate, request {request_id}", f"{error!r}") from error
+            raise self._failed(where, f"{error!r}") from error
         finally:
             self._in_flight.discard(request_id)
         if final is None or final.outputs[0].finish_reason == StopReason.ABORT.value:
             # Requests in flight are aborted when an update fails: their weights are unknown.
-            self._require_usable(f"generate, request {request_id}")
+            self._require_usable(where)
         if final is None:
-            raise self._failed(f"generate, request {request_id}", "no output")
+            raise self._failed(where, "no output")
         return self._completion(final)
 
     def _completion(self, final: RequestOutput) -> Completion:
@@ -223,7 +221,7 @@ class Engine:
             info |= {"packed": True, "packed_buffer_size_bytes": info.pop("bucket_bytes")}
         else:
             info["timeout_s"] = timeout_s
-        call = self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=info))
+        call = self._live("init_weight_transfer").init_weight_transfer_engine(WeightTransferInitRequest(init_info=info))
         await self._limited(call, "init_weight_transfer", timeout_s + _RESUME_LIMIT_S)
 
     async def update_weights(
@@ -245,19 +243,19 @@ class Engine:
         """
         await self.start()
         async with self._update_lock:
+            llm = self._live("update_weights")
             start = time.perf_counter()
             touched = finished = False
             try:
-                await self._limited(
-                    # Clears the caches too: they hold what the old weights computed.
-                    self._llm.pause_generation(mode="keep", clear_cache=True), "pause_generation", timeout_s
-                )  # fmt: skip
+                # Clears the caches too: they hold what the old weights computed.
+                pause = llm.pause_generation(mode="keep", clear_cache=True)
+                await self._limited(pause, "pause_generation", timeout_s)
                 touched = True
                 loading = time.perf_counter()
                 await self._load(manifest, policy_version, timeout_s)
                 load_s = time.perf_counter() - loading
                 self._policy_version = policy_version
-                await self._limited(self._llm.resume_generation(), "resume_generation", timeout_s)
+                await self._limited(llm.resume_generation(), "resume_generation", timeout_s)
                 self._failure = None
                 finished = True
             finally:
@@ -278,7 +276,7 @@ class Engine:
         if self._options.weight_transfer_backend != NCCL_BACKEND:
             info["policy_version"] = policy_version
         request = WeightTransferUpdateRequest(update_info=info)
-        llm = self._llm
+        llm = self._live("update_weights")
         await self._limited(llm.start_weight_update(), "start_weight_update", timeout_s)
         await self._limited(llm.update_weights(request), "update_weights", timeout_s)
         finish = llm.finish_weight_update(weight_version=str(policy_version))
@@ -286,14 +284,15 @@ class Engine:
 
     async def _after_failed_update(self, policy_version: int, touched: bool) -> None:
         """Resume an engine whose weights are whole; else end its requests and refuse others."""
+        llm = self._live("update_weights")
         what = f"the update to policy version {policy_version} failed"
         if touched:
             self._failure = what + " while weights were loaded"
             logger.error("%s; the engine serves nothing until an update succeeds", self._failure)
-            await self._limited(self._llm.abort(list(self._in_flight)), "abort", _RESUME_LIMIT_S)
+            await self._limited(llm.abort(list(self._in_flight)), "abort", _RESUME_LIMIT_S)
         elif self._failure is None:
             self._failure = what + " and generation was not resumed"
-            await self._limited(self._llm.resume_generation(), "resume_generation", _RESUME_LIMIT_S)
+            await self._limited(llm.resume_generation(), "resume_generation", _RESUME_LIMIT_S)
             self._failure = None
 
     async def weight_checksum(self, *, timeout_s: float = 600.0) -> str:
@@ -309,7 +308,7 @@ class Engine:
             WeightSyncError: the weights cannot be read back, or workers disagree.
         """
         await self.start()
-        call = self._llm.collective_rpc("trd_weight_checksum")
+        call = self._live("weight_checksum").collective_rpc("trd_weight_checksum")
         checksums = set(await self._limited(call, "weight_checksum", timeout_s))
         if len(checksums) != 1:
             raise WeightSyncError(
@@ -333,17 +332,22 @@ class Engine:
 
         self._require_usable("check_health")
         try:
-            await self._llm.check_health()
+            await self._live("check_health").check_health()
         except EngineDeadError as error:
             raise self._failed("check_health", f"{error!r}") from error
 
     async def shutdown(self) -> None:
         """Stop the engine's processes and wait until they are gone; safe to call again."""
-        self._failure = "it was shut down"
+        llm, self._llm = self._llm, None
+        if llm is None:
+            return
         children = multiprocessing.active_children()
-        await asyncio.to_thread(self._llm.shutdown, _SHUTDOWN_LIMIT_S)
+        if llm.output_handler is not None:
+            # Else it reports the engine's end as a failure.
+            llm.output_handler.cancel()
+        await asyncio.to_thread(llm.shutdown, _SHUTDOWN_LIMIT_S)
         for child in children:
-            if child.name.startswith(("EngineCore", "VLLM", "Worker")):
+            if child.name.startswith("EngineCore"):
                 await asyncio.to_thread(child.join, _SHUTDOWN_LIMIT_S)
 
     async def _limited(self, call: Awaitable[_Result], name: str, limit_s: float) -> _Result:
@@ -385,6 +389,11 @@ class Engine:
                 "raise the limit if the model is large",
             )
         )
+
+    def _live(self, where: str) -> AsyncLLM:
+        if self._llm is None:
+            raise self._failed(where, "it was shut down")
+        return self._llm
 
     def _require_usable(self, where: str) -> None:
         if self._failure is not None:
@@ -446,6 +455,7 @@ def _engine_args(factory: type[AsyncEngineArgs], options: EngineOptions) -> Asyn
         enforce_eager=options.enforce_eager,
         tensor_parallel_size=options.tensor_parallel_size,
         seed=options.seed,
+        use_tqdm_on_load=False,
         enable_prefix_caching=options.prefix_caching,
         trust_remote_code=False,
         # Log-probabilities of the model's own distribution, before temperature, top-p and top-k.

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 
+ENGINE_OWNER_VARIABLE = "TRD_RAY_ENGINE_OWNER"
+"""Holds the id of the process whose end also ends the engine's processes."""
+
 
 def set_engine_environment(*, device: str, threads: int) -> None:
     """Set what vLLM reads from the environment in this process and its children.
@@ -19,8 +22,11 @@ def set_engine_environment(*, device: str, threads: int) -> None:
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
     # A forked engine would inherit Ray's threads and locks in an unknown state.
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
-    # An engine's lines are of no use beside a run's own; a user who debugs vLLM sets DEBUG.
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    # vLLM repeats warnings with each push that mean nothing there (a tied head "failed to load");
+    # what fails comes back as an error. A user who debugs vLLM sets INFO or DEBUG.
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    # The engine's processes watch this one: killed, it could not stop them.
+    os.environ[ENGINE_OWNER_VARIABLE] = str(os.getpid())
     # vLLM's processes of one engine talk to each other; nobody outside has business there.
     os.environ.setdefault("VLLM_HOST_IP", "127.0.0.1")
     if device != "cpu":

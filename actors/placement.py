@@ -46,7 +46,9 @@ def actor_requests(config: TrdConfig) -> tuple[ActorRequest, ...]:
         ("buffer", 1, BUFFER_RESOURCES),
     )
     return tuple(
-        ActorRequest(name=f"{role}-{i}", resources=resources) for role, num, resources in groups for i in range(num)
+        ActorRequest(name=f"{role}-{i}", resources=resources)
+        for role, num, resources in groups
+        for i in range(num)
     )
 
 

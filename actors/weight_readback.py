@@ -32,16 +32,30 @@ def named_weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """
     fused: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
     seen: set[int] = set()
+    # A tied output head is a module of its own with the embedding's parameter.
     for path, module in model.named_modules():
         if isinstance(module, LinearBase):
             yield from _linear(path, module, fused)
         elif isinstance(module, VocabParallelEmbedding):
+            _check_packed_head(path, module)
             if id(module.weight) not in seen:
                 seen.add(id(module.weight))
-                yield from _vocabulary(path, module)
+                yield f"{path}.weight", _whole(module.weight, 0, 1)[: module.org_vocab_size]
         else:
             for name, parameter in module.named_parameters(recurse=False):
                 yield f"{path}.{name}", parameter
+
+
+def tied_heads(model: torch.nn.Module) -> list[VocabParallelEmbedding]:
+    """Return the modules that share their rows with an embedding that comes before them."""
+    seen: set[int] = set()
+    heads = []
+    for module in model.modules():
+        if isinstance(module, VocabParallelEmbedding):
+            if id(module.weight) in seen:
+                heads.append(module)
+            seen.add(id(module.weight))
+    return heads
 
 
 def _linear(path: str, layer: LinearBase, fused: dict[str, list[str]]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -83,15 +97,15 @@ def _through_kernel(layer: torch.nn.Module, width: int, dtype: torch.dtype) -> t
     return torch.cat(parts).t()
 
 
-def _vocabulary(path: str, layer: VocabParallelEmbedding) -> Iterator[tuple[str, torch.Tensor]]:
+def _check_packed_head(path: str, layer: VocabParallelEmbedding) -> None:
+    """Compare the packed copy that makes logits with the stored rows that the embedding reads."""
     weight_VD = layer.weight
-    if hasattr(layer, "cpu_linear") and weight_VD.device.type == "cpu":
-        # The rows are read by the embedding, the packed copy by the output head: both must agree.
-        head_VD = _through_kernel(layer, weight_VD.shape[1], weight_VD.dtype)
-        normal = weight_VD.abs() >= torch.finfo(weight_VD.dtype).tiny
-        if not torch.equal(head_VD[normal], weight_VD[normal]):
-            raise RuntimeError(f"{path}: the packed output head differs from the stored rows")
-    yield f"{path}.weight", _whole(weight_VD, 0, 1)[: layer.org_vocab_size]
+    if not hasattr(layer, "cpu_linear") or weight_VD.device.type != "cpu":
+        return
+    head_VD = _through_kernel(layer, weight_VD.shape[1], weight_VD.dtype)
+    normal = weight_VD.abs() >= torch.finfo(weight_VD.dtype).tiny
+    if not torch.equal(head_VD[normal], weight_VD[normal]):
+        raise RuntimeError(f"{path}: the packed output head differs from the stored rows")
 
 
 def _copies(layer: LinearBase, name: str) -> int:

@@ -23,7 +23,8 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from actors.weight_readback import named_weights
+from actors.environment import ENGINE_OWNER_VARIABLE
+from actors.weight_readback import named_weights, tied_heads
 from actors.weight_transfer import register
 from actors.weight_transfer_group import TRAILER_BYTES, Bucket, TransferGroup, bucket_view, plan_buckets
 from trd_ray.weights import TensorSpec, WeightChecksum, WeightManifest, checksum_named
@@ -37,32 +38,36 @@ logger = logging.getLogger(__name__)
 register()
 
 
-def _exit_with_parent() -> None:
-    """End this process when its parent is gone, however the parent ended.
+def _exit_with_owner() -> None:
+    """End this process when the process that created the engine is gone, however it ended.
 
-    vLLM's processes wait for messages that never come after their owner was killed, and would
+    vLLM's processes would wait for messages that never come after their owner was killed, and
     keep its memory and cores.
     """
+    owner = int(os.environ.get(ENGINE_OWNER_VARIABLE, "0"))
+    if owner in (0, os.getpid()):
+        return
     try:
-        descriptor = os.pidfd_open(os.getppid())
+        descriptor = os.pidfd_open(owner)
+    except ProcessLookupError:
+        os._exit(1)
     except (AttributeError, OSError) as error:  # not Linux, or an old kernel
-        logger.warning("cannot watch the parent process: %s", error)
+        logger.warning("cannot watch process %d, the owner of this engine: %s", owner, error)
         return
 
     def watch() -> None:
         select.select([descriptor], [], [])
-        # No cleanup: the parent that it would talk to does not exist any more.
+        # No cleanup: the process that it would talk to does not exist any more.
         os._exit(1)
 
-    threading.Thread(target=watch, name="exit-with-parent", daemon=True).start()
+    threading.Thread(target=watch, name="exit-with-owner", daemon=True).start()
+
+
+_exit_with_owner()
 
 
 class WorkerExtension:
     """Methods added to vLLM's worker, called through `collective_rpc`."""
-
-    def trd_exit_with_parent(self) -> None:
-        """See `_exit_with_parent`."""
-        _exit_with_parent()
 
     def trd_weight_checksum(self) -> str:
         """Return the checksum of the weights that this worker computes with; see `named_weights`."""
@@ -149,6 +154,7 @@ class CpuWeightTransferEngine(WeightTransferEngine[CpuInitInfo, CpuUpdateInfo]):
             RuntimeError: the push left parameters out.
         """
         finalize_layerwise_reload(self.model, self.model_config)
+        repack_tied_heads(self.model)
         if missing := sorted(self._expected - self._loaded):
             raise RuntimeError(f"the push left out {len(missing)} parameters, the first is {missing[0]}")
 
@@ -207,6 +213,17 @@ class CpuWeightTransferEngine(WeightTransferEngine[CpuInitInfo, CpuUpdateInfo]):
         if self._group is not None:
             self._group.close()
             self._group = None
+
+
+def repack_tied_heads(model: torch.nn.Module) -> None:
+    """Pack the output head anew where it shares the embedding's rows.
+
+    The layerwise reload packs only modules that tensors were loaded into. A tied head gets none of
+    its own, so its kernel would go on making logits with the weights of the first load.
+    """
+    for head in tied_heads(model):
+        if hasattr(head, "cpu_linear"):
+            head.quant_method.process_weights_after_loading(head)
 
 
 def _received(group: TransferGroup, buckets: tuple[Bucket, ...]) -> Iterator[tuple[Bucket, torch.Tensor]]:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from trd_ray.types import TeacherHidden, TrainingBatch, TrainingSample
+from trd_ray.types import IntArray, TeacherHidden, TrainingBatch, TrainingSample
 
 MicroBatch = tuple[TrainingSample, ...]
 _Int64Array = npt.NDArray[np.int64]
@@ -92,10 +92,10 @@ def split(samples: Sequence[TrainingSample], *, num_ranks: int) -> tuple[MicroBa
         raise ValueError(f"num_ranks: got {num_ranks}; expected 1 or more")
     shares: list[list[TrainingSample]] = [[] for _ in range(num_ranks)]
     loads = [0] * num_ranks
-    for sample in _longest_first(samples):
+    for index in _longest_first([sample.num_tokens for sample in samples]):
         rank = loads.index(min(loads))
-        shares[rank].append(sample)
-        loads[rank] += sample.num_tokens
+        shares[rank].append(samples[index])
+        loads[rank] += samples[index].num_tokens
     return tuple(tuple(share) for share in shares)
 
 
@@ -108,19 +108,28 @@ def pack(samples: Sequence[TrainingSample], *, micro_batch_tokens: int) -> tuple
     Raises:
         ValueError: `micro_batch_tokens` below 1.
     """
-    if micro_batch_tokens < 1:
-        raise ValueError(f"micro_batch_tokens: got {micro_batch_tokens}; expected 1 or more")
-    micro_batches: list[MicroBatch] = []
-    current: list[TrainingSample] = []
-    for sample in _longest_first(samples):
-        longest = current[0].num_tokens if current else sample.num_tokens
-        if current and longest * (len(current) + 1) > micro_batch_tokens:
-            micro_batches.append(tuple(current))
+    groups = pack_lengths([sample.num_tokens for sample in samples], budget=micro_batch_tokens)
+    return tuple(tuple(samples[index] for index in group) for group in groups)
+
+
+def pack_lengths(lengths: Sequence[int], *, budget: int) -> tuple[tuple[int, ...], ...]:
+    """`pack` for anything that has a length: groups of indices into `lengths`.
+
+    Raises:
+        ValueError: `budget` below 1.
+    """
+    if budget < 1:
+        raise ValueError(f"token budget: got {budget}; expected 1 or more")
+    groups: list[tuple[int, ...]] = []
+    current: list[int] = []
+    for index in _longest_first(lengths):
+        if current and lengths[current[0]] * (len(current) + 1) > budget:
+            groups.append(tuple(current))
             current = []
-        current.append(sample)
+        current.append(index)
     if current:
-        micro_batches.append(tuple(current))
-    return tuple(micro_batches)
+        groups.append(tuple(current))
+    return tuple(groups)
 
 
 def part_for_rank(batch: TrainingBatch, *, rank: int) -> TrainingBatch:
@@ -153,22 +162,31 @@ def collate(micro_batch: MicroBatch, *, pad_id: int, hidden_width: int) -> Micro
     Raises:
         ValueError: hidden states of another width.
     """
-    lengths = [sample.num_tokens - 1 for sample in micro_batch] or [1]
-    width = max(lengths)
-    input_ids = np.full((len(lengths), width), pad_id, dtype=np.int64)
-    positions: list[_Int64Array] = []
-    for row, sample in enumerate(micro_batch):
-        input_ids[row, : lengths[row]] = np.concatenate([sample.prompt_ids, sample.response_ids[:-1]])
-        positions.append(row * width + np.arange(len(sample.prompt_ids) - 1, lengths[row], dtype=np.int64))
+    inputs = [np.concatenate([sample.prompt_ids, sample.response_ids[:-1]]) for sample in micro_batch]
+    input_ids, attention_mask = pad_right(inputs or [np.array([pad_id], dtype=np.int32)], pad_id=pad_id)
+    width = input_ids.shape[1]
+    positions = [
+        row * width + np.arange(len(sample.prompt_ids) - 1, sample.num_tokens - 1, dtype=np.int64)
+        for row, sample in enumerate(micro_batch)
+    ]
     targets = [sample.response_ids.astype(np.int64) for sample in micro_batch]
-    columns = np.arange(width, dtype=np.int64)
     return MicroBatchTensors(
-        input_ids=torch.from_numpy(input_ids),
-        attention_mask=torch.from_numpy((columns < np.array(lengths)[:, None]).astype(np.int64)),
+        input_ids=input_ids,
+        attention_mask=attention_mask,
         positions=torch.from_numpy(_concatenate(positions)),
         target_ids=torch.from_numpy(_concatenate(targets)),
         teacher_hidden=_stack_hidden([sample.teacher_hidden for sample in micro_batch], width=hidden_width),
     )
+
+
+def pad_right(sequences: Sequence[IntArray], *, pad_id: int) -> tuple[Tensor, Tensor]:
+    """input_ids [B, L] and attention_mask [B, L], int64, of token sequences of any length."""
+    lengths = np.array([len(sequence) for sequence in sequences])
+    input_ids = np.full((len(sequences), lengths.max()), pad_id, dtype=np.int64)
+    for row, sequence in enumerate(sequences):
+        input_ids[row, : len(sequence)] = sequence
+    mask = np.arange(lengths.max()) < lengths[:, None]
+    return torch.from_numpy(input_ids), torch.from_numpy(mask.astype(np.int64))
 
 
 def decode_hidden(hidden: TeacherHidden) -> Tensor:
@@ -206,9 +224,9 @@ def _stack_hidden(hidden: Sequence[TeacherHidden], *, width: int) -> Tensor:
     return torch.cat([decode_hidden(item) for item in hidden])
 
 
-def _longest_first(samples: Sequence[TrainingSample]) -> list[TrainingSample]:
+def _longest_first(lengths: Sequence[int]) -> list[int]:
     # Python's sort is stable: equal lengths keep their order.
-    return sorted(samples, key=lambda sample: -sample.num_tokens)
+    return sorted(range(len(lengths)), key=lambda index: -lengths[index])
 
 
 def _require_whole(sample: TrainingSample, index: int) -> None:

@@ -12,21 +12,20 @@ from dataclasses import dataclass
 
 from trd_ray.config import MethodConfig, SamplingConfig
 from trd_ray.interfaces import Buffer, Generator, Teacher
-from trd_ray.refinement import PromptBuilder, PromptTooLong, judge_trajectory
+from trd_ray.prompting import PromptBuilder
+from trd_ray.refinement import PromptTooLong, judge_trajectory
 from trd_ray.seeds import derive_seed
 from trd_ray.stage_clock import Stage
 from trd_ray.step_stages import StepStages
 from trd_ray.tasks.base import Task
 from trd_ray.types import (
     Grade,
-    IntArray,
     Outcome,
     Problem,
     Prompt,
     Refinement,
     RejectReason,
     Rollout,
-    TeacherContext,
     Trajectory,
     TrajectorySource,
 )
@@ -85,34 +84,30 @@ class Producer:
         return await asyncio.to_thread(self.task.grade, problem, text)
 
     def _assemble(self, rollout: Rollout, refinement: Refinement | PromptTooLong | None) -> Trajectory:
+        """Judge, and find the context to score under; neither token list is touched."""
         made = refinement if isinstance(refinement, Refinement) else None
-        source = self.method.trajectory
-        if isinstance(refinement, PromptTooLong):
-            reason = RejectReason.PROMPT_TOO_LONG
-        else:
-            reason = judge_trajectory(rollout, made)
-        context_ids = self._context_ids(rollout, made)
-        if isinstance(context_ids, PromptTooLong):
-            reason, context_ids = RejectReason.PROMPT_TOO_LONG, rollout.prompt.token_ids
-        tokens = made.completion.token_ids if made is not None else rollout.completion.token_ids
+        reason = judge_trajectory(rollout, refinement=refinement).reason
+        completion = rollout.completion if made is None else made.completion
+        context_ids = rollout.prompt.token_ids
+        if reason is RejectReason.NONE:
+            found = self.prompts.score_context(
+                rollout,
+                None if made is None else made.prompt,
+                context=self.method.teacher_context,
+                num_tokens=len(completion.token_ids),
+            )
+            if isinstance(found, PromptTooLong):
+                reason = RejectReason.PROMPT_TOO_LONG
+            else:
+                context_ids = found
         return Trajectory(
             rollout=rollout,
             refinement=made,
-            source=source,
-            token_ids=tokens,
+            source=self.method.trajectory,
+            token_ids=completion.token_ids,
             teacher_context=self.method.teacher_context,
             teacher_context_ids=context_ids,
             outcome=Outcome.CONSUMED if reason is RejectReason.NONE else Outcome.REJECTED,
             reason=reason,
             teacher_hidden=None,
         )
-
-    def _context_ids(self, rollout: Rollout, refinement: Refinement | None) -> IntArray | PromptTooLong:
-        """Tokens before the trajectory when the teacher scores it."""
-        problem = rollout.prompt.problem
-        if self.method.teacher_context is TeacherContext.REFINE:
-            # A refinement that was never made is rejected; its context is of no use to anyone.
-            return rollout.prompt.token_ids if refinement is None else refinement.prompt.token_ids
-        if self.method.teacher_context is TeacherContext.PRIVILEGED:
-            return self.prompts.privileged(problem)
-        return self.prompts.scoring_prompt(problem)

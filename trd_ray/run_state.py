@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from trd_ray.data import StreamState
+from trd_ray.data import SourceKind, StreamState
 from trd_ray.errors import CheckpointError, describe
 
 FILE_NAME = "run_state.json"
@@ -68,7 +68,7 @@ class RunState:
             raw = json.loads(path.read_text(encoding="utf-8"))
             return cls(
                 learner_step=raw["learner_step"],
-                stream=StreamState(**raw["stream"]),
+                stream=StreamState(**{**raw["stream"], "kind": SourceKind(raw["stream"]["kind"])}),
                 prompts=PromptCount(**raw["prompts"]),
             )
         except (OSError, ValueError, KeyError, TypeError) as error:

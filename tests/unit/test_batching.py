@@ -178,5 +178,5 @@ def test_broken_samples_are_refused() -> None:
         collate((whole,), pad_id=0, hidden_width=8)
     with pytest.raises(ValueError, match="num_ranks: got 0"):
         split([whole], num_ranks=0)
-    with pytest.raises(ValueError, match="micro_batch_tokens: got 0"):
+    with pytest.raises(ValueError, match="token budget: got 0"):
         pack([whole], micro_batch_tokens=0)

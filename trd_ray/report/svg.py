@@ -47,8 +47,13 @@ class Whiskers:
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    width: float = 560.0
-    height: float = 220.0
+    width: float
+    height: float
+
+
+NORMAL = Size(width=560.0, height=220.0)
+NARROW = Size(width=370.0, height=200.0)
+WIDE = Size(width=1140.0, height=300.0)
 
 
 @dataclass(frozen=True)
@@ -85,17 +90,21 @@ def line_chart(
     *,
     label: str,
     y_format: Format,
+    tick_format: Format | None = None,
     whiskers: Sequence[Whiskers] = (),
-    size: Size = Size(),  # noqa: B008 - frozen
+    size: Size = NORMAL,
     y_range: tuple[float, float] | None = None,
 ) -> Markup:
-    """Curves over learner steps, with points and intervals above them."""
-    xs = [x for s in (*series, *whiskers) for x in s.xs]
+    """Curves over learner steps, with points and intervals above them.
+
+    `y_format` writes values in the readout, and at the axis too unless `tick_format` does.
+    """
+    xs = [x for s in series for x in s.xs] + [x for w in whiskers for x in w.xs]
     values = [y for s in series for y in s.ys if y is not None]
     values += [y for w in whiskers for y in (*w.lows, *w.highs)]
     y_ticks = ticks(*(y_range or (min([0.0, *values]), max(values, default=1.0))))
     scale = _Scale(size, *_x_range(xs), y_ticks[0], y_ticks[-1])
-    body = [_axes(scale, y_ticks, y_format)]
+    body = [_axes(scale, y_ticks, tick_format or y_format)]
     body += [_curve(scale, s) for s in sorted(series, key=lambda s: not s.faint)]
     body += [_whisker(scale, w) for w in whiskers]
     shown = [s for s in series if not s.faint]
@@ -103,9 +112,7 @@ def line_chart(
     return _wrap(body, size, label, _readout(scale, rows, whiskers, y_format))
 
 
-def stacked_bars(
-    series: Sequence[Series], *, label: str, y_format: Format, size: Size = Size()  # noqa: B008 - frozen
-) -> Markup:
+def stacked_bars(series: Sequence[Series], *, label: str, y_format: Format, size: Size = NORMAL) -> Markup:
     """Bars over learner steps, the first series at the bottom. All series share their xs."""
     xs = list(series[0].xs)
     totals = [math.fsum(s.ys[i] or 0.0 for s in series) for i in range(len(xs))]
@@ -121,7 +128,9 @@ def stacked_bars(
         for i, (x, y) in enumerate(zip(xs, s.ys, strict=True)):
             top = bottoms[i] + (y or 0.0)
             left = scale.x(x) - width * 0.44
-            path.append(f"M{left:.1f} {scale.y(bottoms[i])}V{scale.y(top)}h{width * 0.88:.1f}V{scale.y(bottoms[i])}z")
+            path.append(
+                f"M{left:.1f} {scale.y(bottoms[i])}V{scale.y(top)}h{width * 0.88:.1f}V{scale.y(bottoms[i])}z"
+            )
             bottoms[i] = top
         body.append(Markup('<path class="area {}" d="{}"/>').format(s.css, "".join(path)))
     rows = [(s.name, s.css, dict(zip(s.xs, s.ys, strict=True))) for s in series]
@@ -136,13 +145,17 @@ def _x_range(xs: Sequence[float]) -> tuple[float, float]:
     return low - 0.01 * (high - low), high + 0.01 * (high - low)
 
 
-def _axes(scale: _Scale, y_ticks: Sequence[float], y_format: Format) -> Markup:
+def _axes(scale: _Scale, y_ticks: Sequence[float], tick_format: Format) -> Markup:
     left, right = _LEFT, scale.size.width - _RIGHT
     parts = []
     for value in y_ticks:
         y = scale.y(value)
         parts.append(Markup('<path class="grid" d="M{} {}H{}"/>').format(left, y, right))
-        parts.append(Markup('<text class="tick end" x="{}" y="{}">{}</text>').format(left - 6, y + 3.5, y_format(value)))
+        parts.append(
+            Markup('<text class="tick end" x="{}" y="{}">{}</text>').format(
+                left - 6, y + 3.5, tick_format(value)
+            )
+        )
     for value in ticks(scale.x_low, scale.x_high, about=6):
         if scale.x_low <= value <= scale.x_high and value == round(value) and value >= 0:
             at = (scale.x(value), scale.size.height - 7)
@@ -160,7 +173,11 @@ def _curve(scale: _Scale, series: Series) -> Markup:
         path.append(f"{'L' if pen_down else 'M'}{scale.x(x)} {scale.y(y)}")
         ends_here = i + 1 == len(pairs) or pairs[i + 1][1] is None
         if not pen_down and ends_here:
-            dots.append(Markup('<circle class="dot {}" cx="{}" cy="{}" r="3"/>').format(series.css, scale.x(x), scale.y(y)))
+            dots.append(
+                Markup('<circle class="dot {}" cx="{}" cy="{}" r="3"/>').format(
+                    series.css, scale.x(x), scale.y(y)
+                )
+            )
         pen_down = True
     kind = "line faint" if series.faint else "line"
     curve = Markup('<path class="{} {}" d="{}"/>').format(kind, series.css, "".join(path))
@@ -168,10 +185,14 @@ def _curve(scale: _Scale, series: Series) -> Markup:
 
 
 def _whisker(scale: _Scale, w: Whiskers) -> Markup:
-    path, dots, joined = [], [], []
+    path: list[str] = []
+    joined: list[str] = []
+    dots: list[Markup] = []
     for x, y, low, high in zip(w.xs, w.ys, w.lows, w.highs, strict=True):
         px = scale.x(x)
-        path.append(f"M{px} {scale.y(low)}V{scale.y(high)}M{px - 4} {scale.y(low)}h8M{px - 4} {scale.y(high)}h8")
+        path.append(
+            f"M{px} {scale.y(low)}V{scale.y(high)}M{px - 4} {scale.y(low)}h8M{px - 4} {scale.y(high)}h8"
+        )
         joined.append(f"{'L' if joined else 'M'}{px} {scale.y(y)}")
         dots.append(Markup('<circle class="dot {}" cx="{}" cy="{}" r="4"/>').format(w.css, px, scale.y(y)))
     bars = Markup('<path class="whisker {}" d="{}"/>').format(w.css, "".join(path))

@@ -23,12 +23,15 @@ class Schedule:
     """Optimizer settings of one training run."""
 
     num_steps: int
-    batch_size: int = 128
-    learning_rate: float = 3e-3
-    final_fraction: float = 0.02
-    """Learning rate of the last step, as a fraction of `learning_rate`."""
-    num_warmup_steps: int = 50
-    weight_decay: float = 0.1
+    batch_size: int = 64
+    learning_rate: float = 0.02
+    """Of Muon, for the matrices of the layers."""
+    adamw_scale: float = 0.5
+    """Learning rate of AdamW, for all other parameters, as a fraction of `learning_rate`."""
+    final_fraction: float = 0.0
+    """Learning rate after the last step, as a fraction of `learning_rate`."""
+    num_warmup_steps: int = 30
+    weight_decay: float = 0.05
     num_parts: int = 2
     """Parts that a batch is cut into by length, so that short sequences are not padded."""
 
@@ -77,15 +80,30 @@ def make_batch(
     return inputs, targets
 
 
-def make_optimizer(model: Qwen3ForCausalLM, schedule: Schedule) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices only."""
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
-    groups = [
-        {"params": matrices, "weight_decay": schedule.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=schedule.learning_rate, betas=(0.9, 0.98), fused=True)
+class _Optimizers:
+    """Muon for the matrices of the layers, AdamW for the embedding and the norms.
+
+    On these models Muon needs about a quarter of AdamW's steps, which is what lets both be made
+    in minutes on two cores.
+    """
+
+    def __init__(self, model: Qwen3ForCausalLM, schedule: Schedule) -> None:
+        matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and ".layers." in n]
+        others = [p for n, p in model.named_parameters() if p.ndim != 2 or ".layers." not in n]
+        self._schedule = schedule
+        self._muon = torch.optim.Muon(
+            matrices, momentum=0.95, weight_decay=schedule.weight_decay, adjust_lr_fn="original"
+        )
+        self._adamw = torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+
+    def step(self, step: int) -> None:
+        """Make optimizer step `step`, from 0, and drop the gradients."""
+        learning_rate = self._schedule.learning_rate_at(step)
+        for optimizer, scale in ((self._muon, 1.0), (self._adamw, self._schedule.adamw_scale)):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * scale
+            optimizer.step()
+            optimizer.zero_grad()
 
 
 def train(
@@ -103,16 +121,17 @@ def train(
     the mean loss per response token in nats.
     """
     rng = Random(f"training/{seed}")
-    optimizer = make_optimizer(model, schedule)
+    optimizers = _Optimizers(model, schedule)
     model.train()
+    # At these sizes plain matrix products in bfloat16 are faster on a CPU than the fused kernel,
+    # whose backward pass takes longer than all other parts of the model together.
+    model.set_attn_implementation("eager")
     for step in range(schedule.num_steps):
-        for group in optimizer.param_groups:
-            group["lr"] = schedule.learning_rate_at(step)
         loss = _train_step(model, tokenizer, [draw(rng) for _ in range(schedule.batch_size)], schedule)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        optimizers.step(step)
         on_step(step + 1, loss)
+    model.set_attn_implementation("sdpa")
     model.eval()
 
 
@@ -134,11 +153,9 @@ def _train_step(
         inputs, targets = make_batch(
             [prompts[i] for i in part], [responses[i] for i in part], tokenizer.pad_token_id
         )
-        with torch.autocast("cpu", torch.bfloat16, enabled=AUTOCAST):
+        with torch.autocast("cpu", torch.bfloat16, enabled=True):
             loss = response_loss(model, inputs, targets) / num_tokens
         loss.backward()
         total += loss.item()
     return total
 
-
-AUTOCAST = False

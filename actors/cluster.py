@@ -1,0 +1,49 @@
+"""Joining or starting the Ray cluster, and leaving it."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import ray
+
+from trd_ray.config import RayConfig
+
+log = logging.getLogger(__name__)
+
+GIB = 2**30
+LOCAL = "local"
+
+
+def join_cluster(config: RayConfig) -> None:
+    """Connect this process to the cluster; starts a private one on loopback for `local`."""
+    # No report of machine and job leaves this machine.
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # Without this Ray hides GPUs from actors that ask for none by clearing the variable that a
+    # user may have set; the future default leaves it alone, and warns until it is chosen.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if config.address != LOCAL:
+        ray.init(address=config.address, log_to_driver=False, logging_level=logging.WARNING)
+        return
+    ray.init(
+        address=LOCAL,
+        num_cpus=config.num_cpus or None,
+        object_store_memory=int(config.object_store_gib * GIB),
+        include_dashboard=config.dashboard,
+        dashboard_host="127.0.0.1",
+        dashboard_port=config.dashboard_port,
+        # The actors' lines would tear the progress display; they are kept in the session's logs.
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+    )
+
+
+def leave_cluster() -> None:
+    """Disconnect; a private cluster ends with all its processes."""
+    ray.shutdown()
+
+
+def actor_log_folder() -> str:
+    """Where Ray keeps what the actors print, for messages to people."""
+    context = ray.get_runtime_context()
+    return f"{context.get_temp_dir()}/{context.get_session_name()}/logs"

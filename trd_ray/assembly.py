@@ -1,0 +1,167 @@
+"""From a configuration to a pipeline: what a run reads before any role is started, and how roles,
+data and run folder are put together. Both wirings go through here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from trd_ray.config import TrdConfig
+from trd_ray.data import ProblemStream, load_first_problems, load_problems
+from trd_ray.evaluation import eval_prompts
+from trd_ray.evaluator import Evaluator
+from trd_ray.interfaces import Buffer, Generator, Learner, Teacher, WeightSync
+from trd_ray.models import load_tokenizer, resolve_model, shared_vocab_size
+from trd_ray.observer import Observer
+from trd_ray.pipeline import Pipeline
+from trd_ray.production import Producer
+from trd_ray.prompting import PromptBuilder
+from trd_ray.recorder import Recorder
+from trd_ray.refinement import PromptFormat
+from trd_ray.run_folder import RunFolder
+from trd_ray.tasks.base import Task
+from trd_ray.tasks.registry import load_task
+from trd_ray.types import Problem, Prompt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Roles:
+    """One wiring's implementation of each Protocol."""
+
+    generator: Generator
+    teacher: Teacher
+    learner: Learner
+    weight_sync: WeightSync
+    buffer: Buffer
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunInputs:
+    """All that a run reads from disk before any role is started; reading it checks it."""
+
+    student_path: Path
+    teacher_path: Path
+    vocab_size: int
+    """Tokens of the tokenizer that student and teacher share."""
+    tokenizer: PreTrainedTokenizerBase
+    task: Task
+    prompts: PromptBuilder
+    stream: ProblemStream
+    eval_problems: tuple[Problem, ...]
+
+    def eval_prompts(self, config: TrdConfig) -> tuple[Prompt, ...]:
+        """Requests of one evaluation."""
+        return eval_prompts(
+            self.eval_problems,
+            self.prompts.student,
+            num_samples=config.eval.num_samples,
+            seed=config.run.seed,
+        )
+
+
+def read_inputs(config: TrdConfig) -> RunInputs:
+    """Open models' tokenizers, task and data.
+
+    Raises `ConfigError`, `ModelError` or `DataError`, each with the file, key or row and what to do.
+    """
+    student_path = resolve_model(config.student.model)
+    teacher_path = resolve_model(config.teacher_model)
+    vocab_size = shared_vocab_size(student_path, teacher_path)
+    tokenizer = load_tokenizer(student_path)
+    teacher_tokenizer = load_tokenizer(teacher_path)
+    return RunInputs(
+        student_path=student_path,
+        teacher_path=teacher_path,
+        vocab_size=vocab_size,
+        tokenizer=tokenizer,
+        task=load_task(config.data.task),
+        prompts=_prompt_builder(config, tokenizer, teacher_tokenizer),
+        stream=load_problems(
+            config.data.train,
+            config.data.columns,
+            task=config.data.task,
+            need_reference=config.method.privileged,
+            seed=config.run.seed,
+        ),
+        eval_problems=_eval_problems(config),
+    )
+
+
+def build_pipeline(
+    config: TrdConfig, *, roles: Roles, inputs: RunInputs, folder: RunFolder, observer: Observer
+) -> Pipeline:
+    """Put a run together."""
+    producer = Producer(
+        generator=roles.generator,
+        teacher=roles.teacher,
+        buffer=roles.buffer,
+        task=inputs.task,
+        prompts=inputs.prompts,
+        method=config.method,
+        rollout_sampling=config.generator.sampling,
+        refine_sampling=config.teacher.sampling,
+    )
+    return Pipeline(
+        config,
+        producer=producer,
+        learner=roles.learner,
+        weight_sync=roles.weight_sync,
+        stream=inputs.stream,
+        evaluator=build_evaluator(config, generator=roles.generator, inputs=inputs, observer=observer),
+        recorder=Recorder(folder, keep_checkpoints=config.run.keep_checkpoints),
+        observer=observer,
+    )
+
+
+def build_evaluator(
+    config: TrdConfig, *, generator: Generator, inputs: RunInputs, observer: Observer
+) -> Evaluator | None:
+    """The evaluation of `data.eval`; None if there is none."""
+    if not inputs.eval_problems:
+        return None
+    return Evaluator(
+        generator=generator,
+        prompts=inputs.eval_prompts(config),
+        grade=inputs.task.grade,
+        sampling=config.eval.sampling,
+        dataset=config.data.eval,
+        observer=observer,
+    )
+
+
+def _prompt_builder(
+    config: TrdConfig, tokenizer: PreTrainedTokenizerBase, teacher_tokenizer: PreTrainedTokenizerBase
+) -> PromptBuilder:
+    generator, teacher = config.generator, config.teacher
+    most_output = max(generator.sampling.max_tokens, config.eval.sampling.max_tokens)
+    return PromptBuilder(
+        student_format=PromptFormat(
+            task_name=config.data.task,
+            tokenizer=tokenizer,
+            enable_thinking=config.student.enable_thinking,
+        ),
+        teacher_format=PromptFormat(
+            task_name=config.data.task,
+            tokenizer=teacher_tokenizer,
+            enable_thinking=teacher.enable_thinking,
+        ),
+        max_student_prompt=generator.engine.max_model_len - most_output,
+        max_teacher_prompt=teacher.engine.max_model_len - teacher.sampling.max_tokens,
+        max_scored=teacher.engine.max_model_len,
+        privileged=config.method.privileged,
+    )
+
+
+def _eval_problems(config: TrdConfig) -> tuple[Problem, ...]:
+    if not config.data.eval:
+        return ()
+    return load_first_problems(
+        config.data.eval,
+        config.data.columns,
+        task=config.data.task,
+        need_reference=False,
+        seed=config.run.seed,
+        num=config.data.eval_problems,
+    )

@@ -1,0 +1,237 @@
+"""The headline numbers, and what a reader of the curves should notice first."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from trd_ray.evaluation import EvalReport, Interval
+from trd_ray.metrics import StepMetrics
+from trd_ray.report.charts import number, percent
+from trd_ray.report.data import RunData
+from trd_ray.stage_clock import Stage
+
+_TOO_MANY = 0.05
+"""Share above which rejections, broken rollouts or truncated answers are worth a word."""
+_FALL = 0.1
+"""Fall of refined accuracy, from the run's first part to its last, that is worth a word."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Headline:
+    """One number at the top of the page."""
+
+    name: str
+    value: str
+    before: str = ""
+    """Where it started."""
+    detail: str = ""
+    trend: str = ""
+    """`up`, `down` or nothing: only where up is good."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One sentence. `level` is `good`, `warn` or `info`."""
+
+    level: str
+    text: str
+
+
+def _tenth(
+    steps: Sequence[StepMetrics], value: Callable[[StepMetrics], float | None], *, last: bool
+) -> float | None:
+    """Mean over the first or last tenth of the run; None if it has no value there."""
+    size = max(1, len(steps) // 10)
+    part = steps[-size:] if last else steps[:size]
+    values = [v for step in part if (v := value(step)) is not None and math.isfinite(v)]
+    return math.fsum(values) / len(values) if values else None
+
+
+def _interval(interval: Interval) -> str:
+    return f"95% interval {percent(interval[0])} to {percent(interval[1])}"
+
+
+def _trend(before: float, after: float) -> str:
+    return "up" if after > before else "down" if after < before else ""
+
+
+def first_and_last(evals: Sequence[EvalReport]) -> list[tuple[EvalReport, EvalReport]]:
+    """For each data set its first and last evaluation."""
+    datasets = dict.fromkeys(report.dataset for report in evals)
+    by_set = [[report for report in evals if report.dataset == dataset] for dataset in datasets]
+    return [(reports[0], reports[-1]) for reports in by_set]
+
+
+def headlines(run: RunData) -> list[Headline]:
+    found = [
+        headline for first, last in first_and_last(run.evals) for headline in _eval_headlines(first, last)
+    ]
+    if not run.steps:
+        return found
+    for name, value in (
+        ("Rollout accuracy", lambda m: m.rollout_accuracy),
+        ("Refined accuracy", lambda m: m.refined_accuracy),
+    ):
+        before, after = (_tenth(run.steps, value, last=last) for last in (False, True))
+        if before is not None and after is not None:
+            found.append(
+                Headline(
+                    name=name, value=percent(after), before=percent(before),
+                    detail="first and last tenth of the steps", trend=_trend(before, after),
+                )
+            )  # fmt: skip
+    seconds = math.fsum(step.step_s for step in run.steps)
+    found.append(
+        Headline(
+            name="Steps", value=f"{run.steps[-1].learner_step:,} of {run.num_steps:,}",
+            detail=f"{duration(seconds)} in steps, {number(seconds / len(run.steps))} s each",
+        )
+    )  # fmt: skip
+    tokens = sum(step.num_rollout_tokens + step.num_refined_tokens for step in run.steps)
+    found.append(
+        Headline(
+            name="Generated tokens", value=f"{tokens:,}",
+            detail=f"{number(tokens / seconds) if seconds else 0} tokens per second over all steps",
+        )
+    )  # fmt: skip
+    return found
+
+
+def _eval_headlines(first: EvalReport, last: EvalReport) -> list[Headline]:
+    pairs = (
+        (f"avg@{last.num_samples}", first.avg_at_k, last.avg_at_k, last.avg_ci95),
+        (f"pass@{last.k}", first.pass_at_k, last.pass_at_k, last.pass_ci95),
+    )
+    return [
+        Headline(
+            name=f"{name} on {last.dataset}",
+            value=percent(after),
+            before=percent(before) if first is not last else "",
+            detail=_interval(interval),
+            trend=_trend(before, after),
+        )
+        for name, before, after, interval in pairs
+    ]
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3 h 20 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def findings(run: RunData) -> list[Finding]:
+    """Most important first: the result, then what looks wrong, then how the run went."""
+    found = [_eval_finding(first, last) for first, last in first_and_last(run.evals) if first is not last]
+    if run.steps:
+        found += _refinement_findings(run.steps)
+        found += _health_findings(run.steps)
+    for _, last in first_and_last(run.evals):
+        if last.truncated_share > _TOO_MANY:
+            found.append(
+                Finding(
+                    level="warn",
+                    text=f"{percent(last.truncated_share)} of the last answers on {last.dataset} were "
+                    "cut off at the output budget and could not be right. Raise eval.sampling.max_tokens.",
+                )
+            )
+    if run.steps and run.steps[-1].learner_step < run.num_steps:
+        found.append(
+            Finding(
+                level="info",
+                text=f"The run is at step {run.steps[-1].learner_step} of {run.num_steps}: it goes on, "
+                "or it was stopped. All numbers are so far.",
+            )
+        )
+    return found
+
+
+def _eval_finding(first: EvalReport, last: EvalReport) -> Finding:
+    change = last.avg_at_k - first.avg_at_k
+    apart = first.avg_ci95[1] < last.avg_ci95[0] or last.avg_ci95[1] < first.avg_ci95[0]
+    word = "rose" if change > 0 else "fell" if change < 0 else "stayed the same"
+    by = f" by {percent(abs(change)).rstrip('%')} points" if change else ""
+    sure = "do not overlap" if apart else "overlap, so this may be chance"
+    return Finding(
+        level=("good" if change > 0 else "warn") if apart else "info",
+        text=f"avg@{last.num_samples} on {last.dataset} {word}{by}, from {percent(first.avg_at_k)} at step "
+        f"{first.learner_step} to {percent(last.avg_at_k)} at step {last.learner_step}. "
+        f"The 95% intervals {sure}.",
+    )
+
+
+def _refinement_findings(steps: Sequence[StepMetrics]) -> list[Finding]:
+    refined = [step for step in steps if step.refined_accuracy is not None]
+    if not refined:
+        return []
+    found = []
+    before = _tenth(refined, lambda m: m.refined_accuracy, last=False) or 0.0
+    after = _tenth(refined, lambda m: m.refined_accuracy, last=True) or 0.0
+    rollouts = _tenth(refined, lambda m: m.rollout_accuracy, last=True) or 0.0
+    better = after > rollouts
+    found.append(
+        Finding(
+            level="info" if better else "warn",
+            text=f"In the last tenth of the steps {percent(after)} of the teacher's rewrites are right, and "
+            f"{percent(rollouts)} of the rollouts"
+            + ("." if better else ": refining does not help there. Check the teacher and its prompt."),
+        )
+    )
+    if before - after > _FALL:
+        found.append(
+            Finding(
+                level="warn",
+                text=f"Refined accuracy fell from {percent(before)} to {percent(after)}. The student "
+                "trains on ever worse rewrites; compare method.teacher_context=prompt with refine.",
+            )
+        )
+    right = sum(step.rollout_accuracy * step.num_trajectories for step in refined)
+    broken = sum(step.flips_right_to_wrong for step in refined)
+    if right and broken / right > _TOO_MANY:
+        found.append(
+            Finding(
+                level="warn",
+                text=f"The teacher broke {percent(broken / right)} of the right rollouts ({broken:,}). "
+                'Look at "right to wrong" below.',
+            )
+        )
+    return found
+
+
+def _health_findings(steps: Sequence[StepMetrics]) -> list[Finding]:
+    found = []
+    lost = [step.learner_step for step in steps if not math.isfinite(step.loss)]
+    if lost:
+        found.append(
+            Finding(
+                level="warn",
+                text=f"The loss is not finite in {len(lost)} steps, first in step {lost[0]}. "
+                "Lower the learning rate.",
+            )
+        )
+    total = sum(step.num_trajectories for step in steps)
+    reasons = sum((Counter(step.rejected_by_reason) for step in steps), Counter[str]())
+    if reasons.total() > _TOO_MANY * total:
+        reason, count = reasons.most_common(1)[0]
+        found.append(
+            Finding(
+                level="warn",
+                text=f"{percent(reasons.total() / total)} of the trajectories were rejected, most often as "
+                f"{reason} ({count:,} times).",
+            )
+        )
+    shares = {stage: math.fsum(getattr(step, f"{stage}_s") for step in steps) for stage in Stage}
+    whole = math.fsum(step.step_s for step in steps)
+    if whole:
+        stage = max(shares, key=lambda s: shares[s])
+        found.append(
+            Finding(
+                level="info", text=f"Most time goes into the stage {stage}: {percent(shares[stage] / whole)}."
+            )
+        )
+    return found
