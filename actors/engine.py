@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
 import logging
 import multiprocessing
 import time
@@ -42,7 +43,7 @@ _WORKER_EXTENSION = "actors.weight_transfer_worker.WorkerExtension"
 _GIB = 1 << 30
 _RESUME_LIMIT_S = 30.0
 """Limit of the clean-up after a failed update, which needs no other process than the engine's."""
-_SHUTDOWN_LIMIT_S = 20.0
+_SHUTDOWN_LIMIT_S = 5.0
 
 
 class EngineFailedError(TrdRayError, RuntimeError):
@@ -345,10 +346,14 @@ class Engine:
         if llm.output_handler is not None:
             # Else it reports the engine's end as a failure.
             llm.output_handler.cancel()
+            await asyncio.wait([llm.output_handler])
         await asyncio.to_thread(llm.shutdown, _SHUTDOWN_LIMIT_S)
         for child in children:
             if child.name.startswith("EngineCore"):
                 await asyncio.to_thread(child.join, _SHUTDOWN_LIMIT_S)
+        # Its finaliser must not run when the interpreter is half gone; it is part of a cycle.
+        del llm
+        gc.collect()
 
     async def _limited(self, call: Awaitable[_Result], name: str, limit_s: float) -> _Result:
         """Await one call of the engine within its limit, with this project's errors."""

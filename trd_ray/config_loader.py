@@ -103,15 +103,7 @@ def _compose(path: Path) -> yaml.MappingNode | None:
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
-        raise ConfigError(
-            describe(
-                "broken YAML",
-                where=str(path),
-                got=str(error).replace("\n", " "),
-                expected="valid YAML",
-                remedy="mend the line that is named",
-            )
-        ) from error
+        raise _broken_yaml(error, where=str(path)) from error
     if root is not None and not isinstance(root, yaml.MappingNode):
         raise ConfigError(
             describe(
@@ -156,14 +148,33 @@ def _override_sources(overrides: Sequence[str]) -> list[_Leaf]:
                     remedy="write for example run.num_steps=20",
                 )
             )
-        node = yaml.compose(value, Loader=yaml.SafeLoader) or yaml.ScalarNode("tag:yaml.org,2002:null", "")
-        leaves.append(_Leaf(key=key.strip(), node=node, place=f"command line: {text}"))
+        try:
+            node = yaml.compose(value, Loader=yaml.SafeLoader)
+        except yaml.YAMLError as error:
+            raise _broken_yaml(error, where=f"command line: {text}") from error
+        nothing = yaml.ScalarNode("tag:yaml.org,2002:null", "")
+        leaves.append(_Leaf(key=key.strip(), node=node or nothing, place=f"command line: {text}"))
     return leaves
+
+
+def _broken_yaml(error: yaml.YAMLError, *, where: str) -> ConfigError:
+    return ConfigError(
+        describe(
+            "broken YAML",
+            where=where,
+            got=" ".join(str(error).split()),
+            expected="valid YAML with plain values",
+            remedy="mend the place that is named",
+        )
+    )
 
 
 def _merge_leaf(config: DictConfig, leaf: _Leaf) -> DictConfig:
     _check_known(leaf)
-    value = yaml.SafeLoader("").construct_document(leaf.node)
+    try:
+        value = yaml.SafeLoader("").construct_document(leaf.node)
+    except yaml.YAMLError as error:
+        raise _broken_yaml(error, where=f"{leaf.key} ({leaf.place})") from error
     if value is None:
         raise ConfigError(
             describe(
@@ -174,17 +185,18 @@ def _merge_leaf(config: DictConfig, leaf: _Leaf) -> DictConfig:
                 remedy="write a value, or remove the line to keep the default",
             )
         )
-    nested: object = value
-    for part in reversed(leaf.key.split(".")):
-        nested = {part: nested}
+    given = value
+    first, *rest = leaf.key.split(".")
+    for part in reversed(rest):
+        value = {part: value}
     try:
-        return typing.cast(DictConfig, OmegaConf.merge(config, OmegaConf.create(nested)))
+        return typing.cast(DictConfig, OmegaConf.merge(config, OmegaConf.create({first: value})))
     except OmegaConfBaseException as error:
         raise ConfigError(
             describe(
                 "wrong type",
                 where=f"{leaf.key} ({leaf.place})",
-                got=f"{value!r} ({type(value).__name__})",
+                got=f"{given!r} ({type(given).__name__})",
                 expected=_expected_type(leaf.key),
                 remedy="change the value; configs/base.yaml lists every option",
             )

@@ -40,7 +40,7 @@ class LocalEngine:
         return Completion(
             token_ids=sampled.token_ids,
             logprobs=sampled.logprobs,
-            text=self._tokenizer.decode(sampled.token_ids.tolist(), skip_special_tokens=True),
+            text=str(self._tokenizer.decode(sampled.token_ids.tolist(), skip_special_tokens=True)),
             stop_reason=sampled.stop_reason,
             policy_version_min=self.policy_version,
             policy_version_max=self.policy_version,

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from trd_ray.config import SamplingConfig
 from trd_ray.types import FloatArray, IntArray, StopReason
@@ -35,6 +36,13 @@ class Sampled:
     logprobs: FloatArray
     """[T] under the model at temperature 1."""
     stop_reason: StopReason
+
+
+def end_token_ids(path: Path) -> frozenset[int]:
+    """The ids that end an answer of the model in a folder, as its generation configuration says."""
+    config = GenerationConfig.from_pretrained(path, local_files_only=True)
+    ids = config.eos_token_id
+    return frozenset(ids if isinstance(ids, list) else [ids])
 
 
 @torch.no_grad()

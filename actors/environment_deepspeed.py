@@ -1,0 +1,64 @@
+"""The environment variables and switches that DeepSpeed needs, a reason beside each."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+
+SHARED_MEMORY_OP = "deepspeed_shm_comm"
+
+
+def set_learner_environment(
+    *, device: str, rank: int, world_size: int, master_address: str, master_port: int, threads: int
+) -> None:
+    """Set what DeepSpeed and gloo read from the environment in this process.
+
+    Must run before DeepSpeed is first imported, which transformers may do while it loads a model.
+
+    Args:
+        device: `cpu` or `cuda`.
+        rank: of this process among `world_size` learner ranks.
+        threads: OpenMP threads of this rank on a CPU.
+    """
+    # Without it DeepSpeed guesses, and takes any accelerator that it finds, or MPI if it finds none.
+    os.environ["DS_ACCELERATOR"] = device
+    os.environ["RANK"] = str(rank)
+    os.environ["WORLD_SIZE"] = str(world_size)
+    # Ray shows a process its own GPUs only, numbered from 0.
+    os.environ["LOCAL_RANK"] = "0"
+    os.environ["MASTER_ADDR"] = master_address
+    os.environ["MASTER_PORT"] = str(master_port)
+    # Models are folders on disk; a look-up on a hub would only delay the error that names a folder.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    # Rank 0's info lines would fill the run's log; a user who debugs DeepSpeed sets info.
+    os.environ.setdefault("DS_LOG_LEVEL", "warning")
+    if device == "cpu":
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        interface = _loopback_interface() if _is_loopback(master_address) else None
+        if interface is not None:
+            # gloo would listen on the address of the host name, which others can reach.
+            os.environ["GLOO_SOCKET_IFNAME"] = interface
+
+
+def skip_shared_memory_op() -> None:
+    """Keep DeepSpeed from compiling its shared-memory op at the first start on a CPU.
+
+    It speeds up one collective of inference, which training never calls, and it costs a C++
+    compiler and the better part of a minute. DeepSpeed asks this table before it builds an op.
+    """
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__[SHARED_MEMORY_OP] = False
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
+
+
+def _loopback_interface() -> str | None:
+    names = [name for _, name in socket.if_nameindex()]
+    return next((name for name in ("lo", "lo0") if name in names), None)

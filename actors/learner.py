@@ -1,0 +1,425 @@
+"""One rank of the learner group: DeepSpeed around `trd_ray.training`.
+
+All ranks make the same calls in the same order: `learn`, `save`, `load`, `push_weights` and
+whatever else is marked *collective* wait for each other inside. The loss, the schedule and the
+packing live in `trd_ray`; this file sums gradients over ranks, and gathers weights.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import ray
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from actors.environment_deepspeed import set_learner_environment, skip_shared_memory_op
+from trd_ray.batching import collate
+from trd_ray.config import Device, Divergence, DType, LearnerConfig
+from trd_ray.errors import CheckpointError, describe
+from trd_ray.learner_checkpoint import HF_FOLDER, CheckpointHeader, begin, commit, partial_folder, read_header, save_hf
+from trd_ray.training import (
+    DistillModule,
+    learning_rate,
+    load_distill_module,
+    make_optimizer,
+    micro_batch_loss,
+    require_finite,
+    require_next_step,
+)
+from trd_ray.types import FloatArray, IntArray, LearnerStep, SyncReport, TrainingBatch
+from trd_ray.weights import TensorSpec, WeightManifest, checksum_named
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+    from actors.weight_transfer import Receiver, WeightEndpoint, WeightSender
+
+logger = logging.getLogger(__name__)
+Sent = TypeVar("Sent")
+
+_DEEPSPEED_FOLDER = "deepspeed"
+_TAG = "state"
+_REDUCE_BUCKET_NUMEL = 50_000_000
+"""Gradient elements that are reduced together. DeepSpeed's default buffer is ten times that."""
+_GATHER_BUCKET_BYTES = 256 * 2**20
+"""Weights that ZeRO-3 gathers at once for a checkpoint or a checksum."""
+
+
+class LearnerRank:
+    """One data-parallel rank. Call `setup` before anything but `find_master`."""
+
+    def __init__(
+        self,
+        config: LearnerConfig,
+        *,
+        student: Path,
+        teacher: Path,
+        divergence: Divergence,
+        rank: int,
+        world_size: int,
+        num_steps: int,
+        seed: int,
+        timeout_s: float = 1800.0,
+    ) -> None:
+        """
+        Args:
+            student: folder of the model that is trained.
+            teacher: folder whose output head turns the teacher's hidden states into logits.
+            world_size: number of ranks.
+            num_steps: optimizer steps of the run, for the learning-rate schedule.
+            timeout_s: longest wait in a collective for another rank.
+        """
+        self._config = config
+        self._student = student
+        self._teacher = teacher
+        self._divergence = divergence
+        self._rank = rank
+        self._world_size = world_size
+        self._num_steps = num_steps
+        self._seed = seed
+        self._timeout = timedelta(seconds=timeout_s)
+        self._policy_version = 0
+        self._engine: DeepSpeedEngine
+        self._module: DistillModule
+        self._teacher_head: Tensor
+        self._device: torch.device
+        self._sender: WeightSender | None = None
+
+    def find_master(self, host: str = "") -> tuple[str, int]:
+        """An address and a free port on this node at which the ranks can meet; for rank 0.
+
+        Args:
+            host: address of this node towards the other ranks; empty asks Ray. Give 127.0.0.1 if
+                all ranks are on one machine.
+        """
+        address = host or ray.util.get_node_ip_address()
+        with socket.socket() as probe:
+            probe.bind((address, 0))
+            return address, int(probe.getsockname()[1])
+
+    def setup(self, master_address: str, master_port: int) -> None:
+        """Load the models and start DeepSpeed. Collective.
+
+        Raises:
+            ModelError: a model folder cannot be used, or the tokenizers differ.
+        """
+        config = self._config
+        set_learner_environment(
+            device=config.device.value,
+            rank=self._rank,
+            world_size=self._world_size,
+            master_address=master_address,
+            master_port=master_port,
+            threads=config.threads,
+        )
+        on_cpu = config.device is Device.CPU
+        if on_cpu:
+            torch.set_num_threads(config.threads)
+        torch.manual_seed(self._seed)
+        # Before any rank waits for another: a model that cannot be used fails at once, everywhere.
+        module, teacher_head = load_distill_module(
+            config, student=self._student, teacher=self._teacher, divergence=self._divergence, dtype=config.dtype
+        )
+        import deepspeed
+
+        if on_cpu:
+            skip_shared_memory_op()
+        deepspeed.init_distributed(
+            dist_backend="gloo" if on_cpu else "nccl",
+            init_method=f"tcp://{master_address}:{master_port}",
+            rank=self._rank,
+            world_size=self._world_size,
+            timeout=self._timeout,
+            auto_mpi_discovery=False,
+            verbose=False,
+        )
+        self._device = torch.device(config.device.value)
+        self._module = module
+        self._teacher_head = teacher_head.to(self._device)
+        self._engine = deepspeed.initialize(
+            model=module, optimizer=make_optimizer(module, config.optimizer), config=deepspeed_config(config)
+        )[0]
+
+    def learn(self, batch: TrainingBatch) -> LearnerStep:
+        """One optimizer step. Collective; every rank returns the same record but for `learn_s`.
+
+        Args:
+            batch: the whole step, or `batching.part_for_rank` of it, which is cheaper to send:
+                hidden states are most of its bytes, and a rank reads none but its own.
+
+        Raises:
+            RunFailedError: a loss or the gradient is not finite; the weights are as before, and
+                the group must be started anew.
+        """
+        start = time.perf_counter()
+        require_next_step(batch.learner_step, policy_version=self._policy_version)
+        rate = learning_rate(batch.learner_step, self._config.optimizer, num_steps=self._num_steps)
+        self._engine.train()
+        losses = self._gather(self._accumulate(batch))
+        for rank, loss in enumerate(losses):
+            require_finite(loss, "loss", learner_step=batch.learner_step, rank=rank)
+        grad_norm = self._update(rate, learner_step=batch.learner_step)
+        self._policy_version = batch.learner_step
+        return LearnerStep(
+            learner_step=batch.learner_step,
+            policy_version=self._policy_version,
+            loss=sum(losses),
+            grad_norm=grad_norm,
+            learning_rate=rate,
+            num_loss_tokens=batch.num_loss_tokens,
+            learn_s=time.perf_counter() - start,
+        )
+
+    def _accumulate(self, batch: TrainingBatch) -> float:
+        """Forward and backward of this rank's micro-batches; returns its share of the loss."""
+        micro_batches = batch.micro_batches[self._rank]
+        total = 0.0
+        for index, micro_batch in enumerate(micro_batches):
+            tensors = collate(micro_batch, pad_id=0, hidden_width=self._teacher_head.shape[1]).to(self._device)
+            # DeepSpeed counts to a fixed number of micro-batches unless it is told which is the last.
+            self._engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
+            loss = micro_batch_loss(
+                self._engine, tensors, teacher_head=self._teacher_head, num_loss_tokens=batch.num_loss_tokens
+            )
+            # DeepSpeed averages over ranks; the loss is a sum over them.
+            self._engine.backward(loss * self._world_size)
+            total += loss.item()
+        return total
+
+    def _update(self, rate: float, *, learner_step: int) -> float:
+        """Clip and apply the gradients; returns their norm before clipping."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = rate
+        # DeepSpeed computes the norm first, and leaves the weights alone if it is not finite.
+        self._engine.step()
+        grad_norm = float(self._engine.get_global_grad_norm())
+        if getattr(self._engine.optimizer, "overflow", False):
+            grad_norm = float("inf")
+        require_finite(grad_norm, "gradient norm", learner_step=learner_step, rank=self._rank)
+        return grad_norm
+
+    def _gather(self, value: float) -> list[float]:
+        """`value` of each rank. A sum in rank order is the same number everywhere."""
+        mine = torch.tensor([value], dtype=torch.float64, device=self._device)
+        parts = [torch.empty_like(mine) for _ in range(self._world_size)]
+        dist.all_gather(parts, mine)
+        return [part.item() for part in parts]
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint, and the student in `folder/hf`. Collective; all ranks see `folder`.
+
+        The DeepSpeed part holds the exact float32 weights and optimizer states. `hf` holds the
+        weights in the learner's dtype, so that nothing is lost there either.
+        """
+        if self._rank == 0:
+            begin(folder)
+        dist.barrier()
+        partial = partial_folder(folder)
+        self._engine.save_checkpoint(str(partial / _DEEPSPEED_FOLDER), tag=_TAG, save_latest=False)
+        torch.save(self._random_state(), partial / f"random_rank_{self._rank}.pt")
+        weights = {name: tensor.cpu().clone() for name, tensor in self._gathered() if self._rank == 0}
+        if self._rank == 0:
+            save_hf(self._module.model, partial / HF_FOLDER, tokenizer_from=self._student, state_dict=weights)
+        dist.barrier()
+        if self._rank == 0:
+            commit(folder, self._header())
+        dist.barrier()
+
+    def load(self, folder: Path) -> int:
+        """Restore what `save` wrote, in a group that has not trained yet. Collective.
+
+        Returns:
+            The policy version.
+
+        Raises:
+            CheckpointError: missing, torn, or of another stage, number of ranks or model.
+        """
+        header = read_header(folder, expected=self._header())
+        path, _ = self._engine.load_checkpoint(str(folder / _DEEPSPEED_FOLDER), tag=_TAG)
+        if path is None:
+            raise CheckpointError(
+                describe(
+                    "DeepSpeed's part of the checkpoint is missing",
+                    where=str(folder / _DEEPSPEED_FOLDER),
+                    got=f"nothing that rank {self._rank} can read",
+                    expected=f"one file a rank under {_TAG}/",
+                    remedy="resume from another checkpoint",
+                )
+            )
+        state = torch.load(folder / f"random_rank_{self._rank}.pt", weights_only=True)
+        torch.set_rng_state(state["cpu"])
+        if self._device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda"])
+        self._policy_version = header.policy_version
+        return header.policy_version
+
+    def manifest(self, dtype: str) -> WeightManifest:
+        """Names and shapes of all weights in Hugging Face layout, a tied head once.
+
+        Args:
+            dtype: the generators' format, for example `bfloat16`.
+        """
+        return WeightManifest(
+            tensors=tuple(
+                TensorSpec(name=name, dtype=dtype, shape=tuple(getattr(parameter, "ds_shape", parameter.shape)))
+                for name, parameter in self._module.model.named_parameters()
+            )
+        )
+
+    def checksum(self, dtype: str) -> str | None:
+        """`trd_ray.weights.checksum_named` of all weights in `dtype`, on rank 0. Collective."""
+        target = TensorSpec(name="", dtype=dtype, shape=()).torch_dtype
+        return self.send_weights(lambda named: checksum_named((name, tensor.to(target)) for name, tensor in named))
+
+    def send_weights(
+        self,
+        send: Callable[[Iterator[tuple[str, Tensor]]], Sent],
+        *,
+        bucket_bytes: int = _GATHER_BUCKET_BYTES,
+    ) -> Sent | None:
+        """Give `send` of rank 0 each weight, gathered in buckets. Collective.
+
+        Args:
+            send: takes (name, tensor) pairs; a tensor is valid until the next is taken.
+            bucket_bytes: most weights gathered at once; a larger one goes alone.
+
+        Returns:
+            What `send` returned, on rank 0; None elsewhere.
+        """
+        named = self._gathered(bucket_bytes=bucket_bytes)
+        try:
+            return send(named) if self._rank == 0 else None
+        finally:
+            # The others are in the collectives of all buckets, also if `send` gave up early.
+            for _ in named:
+                pass
+
+    def listen_for_receivers(
+        self, receivers: Sequence[Receiver], *, backend: str, address: str, bucket_bytes: int, timeout_s: float
+    ) -> tuple[WeightEndpoint, ...]:
+        """On rank 0: make a weight sender; returns where each receiver connects."""
+        from actors.weight_transfer import WeightSender
+
+        if self._sender is not None:
+            self._sender.close()
+        self._sender = WeightSender(
+            backend=backend, address=address, bucket_bytes=bucket_bytes, timeout_s=timeout_s
+        )
+        return self._sender.listen(receivers)
+
+    def connect_receivers(self) -> None:
+        """On rank 0: wait until all receivers have joined, which they do at the same time."""
+        self._require_sender().open()
+
+    def push_weights(self, dtype: str) -> SyncReport | None:
+        """Send the current weights to all receivers; the report comes from rank 0. Collective.
+
+        Raises:
+            ActorTimeoutError, WeightSyncError: see `WeightSender.send`.
+        """
+        manifest = self.manifest(dtype)
+
+        def send(named: Iterator[tuple[str, Tensor]]) -> SyncReport:
+            return self._require_sender().send(named, manifest, self._policy_version)
+
+        return self.send_weights(send)
+
+    def probe_logprobs(self, prompt_ids: IntArray, token_ids: IntArray) -> FloatArray:
+        """[T] student_logprobs of `token_ids` [T] after `prompt_ids` [P]. Collective."""
+        return self._module.token_logprobs(prompt_ids, token_ids)
+
+    def close(self) -> None:
+        """Leave the group; safe to call again."""
+        if self._sender is not None:
+            self._sender.close()
+            self._sender = None
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def _require_sender(self) -> WeightSender:
+        if self._sender is None:
+            raise RuntimeError("LearnerRank: call listen_for_receivers on rank 0 before weights are pushed")
+        return self._sender
+
+    def _gathered(self, *, bucket_bytes: int = _GATHER_BUCKET_BYTES) -> Iterator[tuple[str, Tensor]]:
+        """(name, whole tensor) of each weight. Collective under ZeRO-3, on all ranks at one pace."""
+        for bucket in _buckets(self._module.model, bucket_bytes=bucket_bytes):
+            with self._gather_parameters([parameter for _, parameter in bucket]):
+                for name, parameter in bucket:
+                    yield name, parameter.detach()
+
+    def _gather_parameters(self, parameters: list[nn.Parameter]) -> AbstractContextManager[None]:
+        if self._config.zero_stage < 3:
+            return nullcontext()
+        from deepspeed.zero import GatheredParameters
+
+        context: AbstractContextManager[None] = GatheredParameters(parameters)
+        return context
+
+    def _random_state(self) -> dict[str, Tensor]:
+        state = {"cpu": torch.get_rng_state()}
+        if self._device.type == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state()
+        return state
+
+    def _header(self) -> CheckpointHeader:
+        return CheckpointHeader(
+            kind="deepspeed",
+            policy_version=self._policy_version,
+            num_ranks=self._world_size,
+            zero_stage=self._config.zero_stage,
+            dtype=self._config.dtype.value,
+            num_parameters=sum(_numel(parameter) for parameter in self._module.model.parameters()),
+        )
+
+
+def deepspeed_config(config: LearnerConfig) -> dict[str, object]:
+    """DeepSpeed's own configuration; each value follows from ours."""
+    return {
+        # Both are nominal: packing decides what a micro-batch holds, and how many there are.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.optimizer.max_grad_norm,
+        "zero_optimization": {
+            "stage": config.zero_stage,
+            "reduce_bucket_size": _REDUCE_BUCKET_NUMEL,
+            # There is one stream on a CPU.
+            "overlap_comm": config.device is Device.CUDA,
+        },
+        "bf16": {"enabled": config.dtype is DType.BFLOAT16},
+        # Micro-batches are summed in float32 also where the weights are bfloat16.
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "steps_per_print": 1_000_000_000,
+    }
+
+
+def _numel(parameter: nn.Parameter) -> int:
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def _buckets(model: nn.Module, *, bucket_bytes: int) -> Iterator[list[tuple[str, nn.Parameter]]]:
+    """Parameters in order, in runs of at most `bucket_bytes`. Under ZeRO-3 `numel()` is that of a
+    shard or nothing; `ds_numel` is the whole."""
+    bucket: list[tuple[str, nn.Parameter]] = []
+    size = 0
+    for name, parameter in model.named_parameters():
+        num_bytes = _numel(parameter) * parameter.element_size()
+        if bucket and size + num_bytes > bucket_bytes:
+            yield bucket
+            bucket, size = [], 0
+        bucket.append((name, parameter))
+        size += num_bytes
+    if bucket:
+        yield bucket
+
+
+LearnerRankActor = ray.remote(LearnerRank)

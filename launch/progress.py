@@ -1,0 +1,187 @@
+"""What a person sees of a run: one live line in a terminal, one line a step elsewhere, and a
+table at the end."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from trd_ray.evaluation import EvalReport
+from trd_ray.metrics import StepMetrics
+
+MAX_TABLE_ROWS = 20
+_ETA_STEPS = 20
+"""The time left is judged by so many latest steps: early ones warm caches up and are slower."""
+
+
+class Progress:
+    """An `Observer` that shows a run on a console. Use it as a context manager.
+
+    In a terminal it redraws one line; elsewhere (a log file, `ray job logs`) it prints one plain
+    line a step, complete in itself.
+    """
+
+    def __init__(self, num_steps: int, *, console: Console | None = None, done_steps: int = 0) -> None:
+        """`done_steps` are those that a resumed run has already behind it."""
+        self._console = console if console is not None else Console()
+        self._num_steps = num_steps
+        self._done_steps = done_steps
+        self._stage = ""
+        self._stage_done = 0
+        self._stage_total = 0
+        self._last: StepMetrics | None = None
+        self._seconds: deque[float] = deque(maxlen=_ETA_STEPS)
+        self._live = (
+            Live(self.render(), console=self._console, refresh_per_second=8, transient=True)
+            if self._console.is_terminal
+            else None
+        )
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def on_stage(self, stage: str, done: int, total: int) -> None:
+        self._stage, self._stage_done, self._stage_total = str(stage), done, total
+        self._refresh()
+
+    def on_step(self, metrics: StepMetrics) -> None:
+        self._last = metrics
+        self._done_steps = metrics.learner_step
+        self._seconds.append(metrics.step_s)
+        self._stage = ""
+        if self._live is None:
+            self._print(f"step {self._done_steps}/{self._num_steps}  {'  '.join(self._figures(metrics))}")
+        self._refresh()
+
+    def on_eval(self, report: EvalReport) -> None:
+        low, high = report.avg_ci95
+        self._print(
+            f"eval at step {report.learner_step} on {report.dataset}: avg@{report.num_samples} "
+            f"{report.avg_at_k:.3f} ({low:.3f} to {high:.3f})  pass@{report.k} {report.pass_at_k:.3f}"
+        )
+
+    def eta_s(self) -> float | None:
+        """Seconds of steps that are left, evaluations not counted; None before the first step."""
+        if not self._seconds:
+            return None
+        return (self._num_steps - self._done_steps) * math.fsum(self._seconds) / len(self._seconds)
+
+    def render(self) -> RenderableType:
+        """The live line."""
+        grid = Table.grid(padding=(0, 1))
+        grid.add_row(
+            Text(f"step {self._done_steps}/{self._num_steps}", style="bold"),
+            ProgressBar(total=self._num_steps, completed=self._done_steps, width=16),
+            Text(self._stage_text(), style="cyan"),
+            Text(
+                "  ".join(self._figures(self._last)) if self._last else "", overflow="ellipsis", no_wrap=True
+            ),
+        )
+        return grid
+
+    def _stage_text(self) -> str:
+        if not self._stage:
+            return "starting" if self._last is None else ""
+        return f"{self._stage} {self._stage_done}/{self._stage_total}"
+
+    def _figures(self, m: StepMetrics) -> list[str]:
+        figures = [f"rollout acc {m.rollout_accuracy:.3f}"]
+        if m.refined_accuracy is not None:
+            figures.append(f"refined acc {m.refined_accuracy:.3f}")
+        figures += [f"loss {m.loss:.4f}", f"{m.tokens_per_s:,.0f} tok/s", f"staleness {m.staleness_max}"]
+        if m.num_rejected:
+            figures.append(f"rejected {m.num_rejected}")
+        eta = self.eta_s()
+        if eta is not None and self._done_steps < self._num_steps:
+            figures.append(f"ETA {clock_text(eta)}")
+        return figures
+
+    def _print(self, line: str) -> None:
+        # Plain: no markup in names of data sets, no wrapping that would break a line of a log in two.
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _refresh(self) -> None:
+        if self._live is not None:
+            self._live.update(self.render())
+
+
+def clock_text(seconds: float) -> str:
+    """`0:42`, `12:05`, `3:20:00`."""
+    whole = round(seconds)
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def closing_table(steps: Sequence[StepMetrics], evals: Sequence[EvalReport]) -> RenderableType:
+    """What to print at the end: the steps, thinned to about 20 rows, and start against end of each
+    evaluation. Parts without content are left out."""
+    parts: list[RenderableType] = []
+    if steps:
+        parts.append(_step_table(steps))
+    if evals:
+        parts.append(_eval_table(evals))
+    return Group(*parts)
+
+
+def _step_table(steps: Sequence[StepMetrics]) -> Table:
+    refines = any(step.refined_accuracy is not None for step in steps)
+    table = Table(title="Steps")
+    for name in ("step", "rollout accuracy", *(["refined accuracy"] if refines else []), "loss"):
+        table.add_column(name, justify="right")
+    for m in thin(steps):
+        refined = "-" if m.refined_accuracy is None else f"{m.refined_accuracy:.3f}"
+        cells = [str(m.learner_step), f"{m.rollout_accuracy:.3f}", *([refined] if refines else [])]
+        table.add_row(*cells, f"{m.loss:.4f}")
+    return table
+
+
+def thin(steps: Sequence[StepMetrics]) -> list[StepMetrics]:
+    """At most `MAX_TABLE_ROWS` of the steps, evenly spaced, the first and the last among them."""
+    if len(steps) <= MAX_TABLE_ROWS:
+        return list(steps)
+    last = len(steps) - 1
+    return [steps[round(i * last / (MAX_TABLE_ROWS - 1))] for i in range(MAX_TABLE_ROWS)]
+
+
+def _eval_table(evals: Sequence[EvalReport]) -> Table:
+    table = Table(title="Evaluation (95% intervals over problems)")
+    table.add_column("", no_wrap=True)
+    for name in ("start", "end", "change"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for dataset in dict.fromkeys(report.dataset for report in evals):
+        reports = [report for report in evals if report.dataset == dataset]
+        first, last = reports[0], reports[-1]
+        table.add_row(
+            Text(f"{dataset}: avg@{last.num_samples}"),
+            _with_interval(first.avg_at_k, first.avg_ci95),
+            _with_interval(last.avg_at_k, last.avg_ci95),
+            f"{last.avg_at_k - first.avg_at_k:+.3f}",
+        )
+        table.add_row(
+            Text(f"{dataset}: pass@{last.k}"),
+            _with_interval(first.pass_at_k, first.pass_ci95),
+            _with_interval(last.pass_at_k, last.pass_ci95),
+            f"{last.pass_at_k - first.pass_at_k:+.3f}",
+        )
+    return table
+
+
+def _with_interval(value: float, interval: tuple[float, float]) -> str:
+    return f"{value:.3f} ({interval[0]:.3f} to {interval[1]:.3f})"

@@ -1,0 +1,54 @@
+"""`--no-ray`: every role in this process, with transformers instead of vLLM. For a debugger."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from trd_ray.assembly import Roles, RunInputs
+from trd_ray.buffer import TrajectoryBuffer
+from trd_ray.config import TrdConfig
+from trd_ray.local.engine import LocalEngine, LocalGenerator, LocalTeacher
+from trd_ray.local.learner import LocalLearner
+from trd_ray.local.sampling import end_token_ids
+from trd_ray.local.weight_sync import LocalWeightSync
+from trd_ray.models import load_student, torch_dtype
+from trd_ray.scoring import AsyncScorer, HiddenScorer
+
+
+@asynccontextmanager
+async def local_roles(config: TrdConfig, inputs: RunInputs) -> AsyncIterator[Roles]:
+    """The roles of a run; the generator samples from the learner's own module."""
+    learner = LocalLearner(
+        config.learner,
+        student=inputs.student_path,
+        teacher=inputs.teacher_path,
+        divergence=config.method.divergence,
+        num_steps=config.run.num_steps,
+        seed=config.run.seed,
+    )
+    generator = LocalEngine(
+        learner.module.model,
+        inputs.tokenizer,
+        end_ids=end_token_ids(inputs.student_path),
+        max_batch=config.generator.engine.max_num_seqs,
+    )
+    teacher_model = load_student(inputs.teacher_path, torch_dtype(config.teacher.score_dtype))
+    refiner = LocalEngine(
+        teacher_model,
+        inputs.prompts.teacher_format.tokenizer,
+        end_ids=end_token_ids(inputs.teacher_path),
+        max_batch=config.teacher.engine.max_num_seqs,
+    )
+    scorer = HiddenScorer(
+        teacher_model,
+        hidden_dtype=config.teacher.hidden_dtype,
+        batch_tokens=config.teacher.score_batch_tokens,
+    )
+    yield Roles(
+        generator=LocalGenerator(generator),
+        teacher=LocalTeacher(refiner, AsyncScorer(scorer)),
+        learner=learner,
+        weight_sync=LocalWeightSync(learner, generator),
+        buffer=TrajectoryBuffer(capacity=config.pipeline.trajectories_per_step),
+    )

@@ -1,0 +1,197 @@
+"""The sender and its group, with plain receivers in threads instead of engines."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+import torch
+
+from actors.weight_transfer import Receiver, WeightEndpoint, WeightSender, checked
+from actors.weight_transfer_group import TRAILER_BYTES, TransferGroup, bucket_view, plan_buckets
+from trd_ray.errors import ActorTimeoutError, WeightSyncError
+from trd_ray.weights import TensorSpec, WeightChecksum, WeightManifest, checksum_named
+
+TENSORS = [
+    ("b", torch.arange(6, dtype=torch.float32).reshape(2, 3)),
+    ("a", torch.tensor([1.5, -2.0], dtype=torch.bfloat16)),
+    ("c", torch.randn(1000, generator=torch.Generator().manual_seed(0))),
+]
+
+
+def join(endpoint: WeightEndpoint) -> TransferGroup:
+    group = TransferGroup(
+        address=endpoint.master_address,
+        port=endpoint.master_port,
+        rank=endpoint.rank_offset,
+        world_size=endpoint.world_size,
+        timeout_s=endpoint.timeout_s,
+    )
+    group.connect()
+    return group
+
+
+def receive(group: TransferGroup, manifest: WeightManifest, bucket_bytes: int) -> dict[str, torch.Tensor]:
+    push = group.begin_push()
+    group.report(push, "0")
+    received = {}
+    checksum = WeightChecksum()
+    for bucket in plan_buckets(manifest, bucket_bytes):
+        buffer = torch.empty(bucket.num_bytes, dtype=torch.uint8)
+        group.broadcast(buffer).wait()
+        for entry in bucket.entries:
+            received[entry.spec.name] = bucket_view(buffer, entry)
+            checksum.add(entry.spec.name, received[entry.spec.name])
+    trailer = torch.empty(TRAILER_BYTES, dtype=torch.uint8)
+    group.broadcast(trailer).wait()
+    assert bytes(trailer[8:].tolist()) == checksum.digest()
+    group.report_done(push)
+    return received
+
+
+def open_group(
+    sender: WeightSender, pool: ThreadPoolExecutor, names: tuple[str, ...]
+) -> list[TransferGroup]:
+    endpoints = sender.listen([Receiver(name=name) for name in names])
+    joining = [pool.submit(join, endpoint) for endpoint in endpoints]
+    sender.open()
+    return [future.result() for future in joining]
+
+
+def test_a_push_reaches_all_receivers_bit_by_bit() -> None:
+    manifest = WeightManifest.of(TENSORS)
+    sender = WeightSender(timeout_s=20, bucket_bytes=256)  # the third tensor alone is larger
+    with ThreadPoolExecutor(4) as pool:
+        groups = open_group(sender, pool, ("first", "second"))
+        for version in (1, 2):
+            receiving = [pool.submit(receive, group, manifest, 256) for group in groups]
+            report = sender.send(iter(TENSORS), manifest, version)
+            for future in receiving:
+                received = future.result()
+                assert list(received) == ["b", "a", "c"]
+                assert all(torch.equal(received[name], tensor) for name, tensor in TENSORS)
+            assert report.checksum == checksum_named(TENSORS)
+            assert (report.policy_version, report.num_parameters) == (version, 1008)
+        sender.close()
+        for group in groups:
+            group.close()
+
+
+def test_tensors_are_cast_to_the_dtype_of_the_manifest() -> None:
+    manifest = WeightManifest.of(TENSORS, dtype="bfloat16")
+    assert all(tensor.dtype == torch.bfloat16 for _, tensor in checked(TENSORS, manifest))
+    assert manifest.num_bytes == 2 * 1008
+
+
+def test_a_receiver_that_does_not_begin_is_named() -> None:
+    manifest = WeightManifest.of(TENSORS)
+    sender = WeightSender(timeout_s=2, bucket_bytes=256)
+    with ThreadPoolExecutor(4) as pool:
+        groups = open_group(sender, pool, ("present", "asleep"))
+        receiving = pool.submit(receive, groups[0], manifest, 256)
+        with pytest.raises(ActorTimeoutError, match=r"no answer from \['asleep'\]"):
+            sender.send(TENSORS, manifest, 1)
+        # The group is gone, so that the one that waits in a broadcast does not wait for ever.
+        with pytest.raises(RuntimeError):
+            receiving.result(timeout=10)
+        with pytest.raises(WeightSyncError, match="not connected"):
+            sender.send(TENSORS, manifest, 1)
+
+
+def test_a_receiver_that_stops_in_the_middle_is_named() -> None:
+    manifest = WeightManifest.of(TENSORS)
+    sender = WeightSender(timeout_s=2, bucket_bytes=256)
+
+    def stop_after_begin(group: TransferGroup) -> None:
+        group.report(group.begin_push(), "0")
+
+    def receive_and_fail(group: TransferGroup) -> None:
+        with pytest.raises(RuntimeError):
+            receive(group, manifest, 256)
+
+    with ThreadPoolExecutor(4) as pool:
+        groups = open_group(sender, pool, ("present", "stuck"))
+        failing = pool.submit(receive_and_fail, groups[0])
+        stopping = pool.submit(stop_after_begin, groups[1])
+        with pytest.raises(ActorTimeoutError, match="stuck"):
+            sender.send(TENSORS, manifest, 1)
+        stopping.result()
+        failing.result(timeout=10)
+
+
+def test_a_receiver_that_does_not_join_is_named() -> None:
+    sender = WeightSender(timeout_s=1)
+    sender.listen([Receiver(name="nobody")])
+    with pytest.raises(ActorTimeoutError, match="nobody"):
+        sender.open()
+
+
+def test_the_error_of_a_receiver_reaches_the_sender() -> None:
+    manifest = WeightManifest.of(TENSORS)
+    sender = WeightSender(timeout_s=20)
+    refused = threading.Event()
+
+    def refuse(group: TransferGroup) -> None:
+        group.report_error(group.begin_push(), "KeyError: no such layer")
+        refused.set()
+
+    with ThreadPoolExecutor(2) as pool:
+        groups = open_group(sender, pool, ("picky",))
+        future: Future[None] = pool.submit(refuse, groups[0])
+        with pytest.raises(WeightSyncError, match=r"picky.*no such layer"):
+            sender.send(TENSORS, manifest, 1)
+        future.result()
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [TENSORS[:2], [*TENSORS, ("d", torch.zeros(1))], [TENSORS[0], ("x", TENSORS[1][1]), TENSORS[2]]],
+    ids=["too few", "too many", "other name"],
+)
+def test_tensors_that_differ_from_the_manifest_are_refused(tensors: list[tuple[str, torch.Tensor]]) -> None:
+    with pytest.raises(WeightSyncError, match="differ from their manifest"):
+        list(checked(tensors, WeightManifest.of(TENSORS)))
+
+
+def test_endpoints_number_the_workers_of_all_receivers() -> None:
+    sender = WeightSender(timeout_s=1)
+    first, second = sender.listen([Receiver(name="a", num_workers=2), Receiver(name="b")])
+    assert (first.rank_offset, second.rank_offset, first.world_size) == (1, 3, 4)
+    assert first.master_address == "127.0.0.1"
+    sender.close()
+
+
+def test_buckets_hold_each_tensor_once_aligned_and_within_the_limit() -> None:
+    manifest = WeightManifest(
+        tensors=tuple(
+            TensorSpec(name=str(index), dtype="bfloat16", shape=(numel,))
+            for index, numel in enumerate([3, 40, 500, 1, 0])
+        )
+    )
+    buckets = plan_buckets(manifest, 200)
+    assert [[entry.spec.name for entry in bucket.entries] for bucket in buckets] == [["0", "1"], ["2"], ["3", "4"]]
+    assert all(entry.offset % 64 == 0 for bucket in buckets for entry in bucket.entries)
+
+
+def test_the_checksum_sees_names_shapes_dtypes_and_values_but_not_order() -> None:
+    reference = checksum_named(TENSORS)
+    assert checksum_named(reversed(TENSORS)) == reference
+    changed = TENSORS[2][1].clone()
+    changed[7] += 1e-3
+    others = [
+        [("B", TENSORS[0][1]), *TENSORS[1:]],
+        [("b", TENSORS[0][1].reshape(3, 2)), *TENSORS[1:]],
+        [("b", TENSORS[0][1].double()), *TENSORS[1:]],
+        [*TENSORS[:2], ("c", changed)],
+        TENSORS[:2],
+    ]
+    checksums = {checksum_named(tensors) for tensors in others}
+    assert len(checksums) == len(others)
+    assert reference not in checksums
+
+
+def test_the_checksum_counts_zeros_of_both_signs_and_subnormals_as_one() -> None:
+    zero = checksum_named([("w", torch.zeros(3))])
+    assert checksum_named([("w", torch.tensor([-0.0, 1e-42, 0.0]))]) == zero
+    assert checksum_named([("w", torch.tensor([-0.0, 1e-30, 0.0]))]) != zero

@@ -1,0 +1,285 @@
+"""The run loop on scripted roles: order, identity, rejection, stop, resume."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.fakes import (
+    FakeGenerator,
+    FakeLearner,
+    FakeTask,
+    FakeTeacher,
+    FakeWeightSync,
+    RecordingObserver,
+    completion,
+)
+from trd_ray.buffer import TrajectoryBuffer
+from trd_ray.config import MethodConfig, PipelineConfig, RunConfig, TrdConfig
+from trd_ray.data import FiniteStream
+from trd_ray.errors import RunFailedError
+from trd_ray.pipeline import Pipeline
+from trd_ray.production import Producer
+from trd_ray.recorder import Recorder
+from trd_ray.refinement import PromptTooLong
+from trd_ray.run_folder import RunFolder
+from trd_ray.trajectory_log import read_trajectories
+from trd_ray.types import (
+    IntArray,
+    Problem,
+    RefinePrompt,
+    Rollout,
+    StopReason,
+    TeacherContext,
+    TrajectorySource,
+)
+
+
+class FakePrompts:
+    """Prompts as short id lists, so that a test can tell them apart."""
+
+    too_long = False
+
+    def student(self, problem: Problem) -> IntArray:
+        return np.asarray([1, int(problem.prompt_id)], dtype=np.int32)
+
+    def refine(self, rollout: Rollout) -> RefinePrompt | PromptTooLong:
+        if self.too_long:
+            return PromptTooLong(num_tokens=9, max_prompt_tokens=8)
+        ids = np.asarray([2, int(rollout.prompt.problem.prompt_id)], dtype=np.int32)
+        return RefinePrompt(token_ids=ids, num_cut_rollout_tokens=0, num_cut_reference_tokens=0)
+
+    def score_context(
+        self, rollout: Rollout, refine: RefinePrompt | None, *, context: TeacherContext, num_tokens: int
+    ) -> IntArray | PromptTooLong:
+        if context is TeacherContext.REFINE:
+            assert refine is not None
+            return refine.token_ids
+        return rollout.prompt.token_ids
+
+
+@dataclass
+class Run:
+    """A pipeline on fakes and everything that it touches."""
+
+    config: TrdConfig
+    folder: RunFolder
+    generator: FakeGenerator
+    teacher: FakeTeacher
+    learner: FakeLearner
+    sync: FakeWeightSync
+    prompts: FakePrompts
+    observer: RecordingObserver
+    stream: FiniteStream
+    pipeline: Pipeline
+
+
+def make_run(tmp_path: Path, *, name: str = "run", open_existing: bool = False, **changes: object) -> Run:
+    config = TrdConfig(
+        run=RunConfig(dir=str(tmp_path / name), num_steps=3, checkpoint_every=1, keep_checkpoints=9),
+        method=MethodConfig(),
+        pipeline=PipelineConfig(prompts_per_step=2, rollouts_per_prompt=2),
+    )
+    config = replace(config, **changes)
+    folder = (RunFolder.open if open_existing else RunFolder.create)(config.run.dir)
+    folder.config.write_text("x: 1")
+    generator = FakeGenerator()
+    teacher, learner, prompts, observer = FakeTeacher(), FakeLearner(), FakePrompts(), RecordingObserver()
+    sync = FakeWeightSync(generator)
+    problems = tuple(Problem(prompt_id=str(i), problem=f"p{i}", answer="right") for i in range(5))
+    stream = FiniteStream(problems, seed=config.run.seed)
+    producer = Producer(
+        generator=generator,
+        teacher=teacher,
+        buffer=TrajectoryBuffer(capacity=config.pipeline.trajectories_per_step),
+        task=FakeTask(),
+        prompts=prompts,  # type: ignore[arg-type]
+        method=config.method,
+        rollout_sampling=config.generator.sampling,
+        refine_sampling=config.teacher.sampling,
+    )
+    pipeline = Pipeline(
+        config,
+        producer=producer,
+        learner=learner,
+        weight_sync=sync,
+        stream=stream,
+        evaluator=None,
+        recorder=Recorder(folder, keep_checkpoints=config.run.keep_checkpoints),
+        observer=observer,
+    )
+    return Run(
+        config, folder, generator, teacher, learner, sync, prompts, observer, stream, pipeline
+    )
+
+
+async def test_each_step_rolls_out_refines_scores_learns_and_pushes(tmp_path: Path):
+    run = make_run(tmp_path)
+    result = await run.pipeline.run()
+    assert (result.learner_step, result.interrupted) == (3, False)
+    assert run.sync.pushed == [0, 1, 2, 3]
+    assert [b.learner_step for b in run.learner.batches] == [1, 2, 3]
+    assert len(run.generator.asked) == len(run.teacher.refined) == len(run.teacher.scored) == 3 * 4
+    # The rewrite is what is trained on, scored under the prompt that it was made from.
+    context, tokens = run.teacher.scored[0]
+    assert context[0] == 2
+    assert tokens.tolist() == completion("right").token_ids.tolist()
+    assert [m.refined_accuracy for m in run.observer.steps] == [1.0] * 3
+    assert [m.rollout_accuracy for m in run.observer.steps] == [0.0] * 3
+    assert [m.flips_wrong_to_right for m in run.observer.steps] == [4] * 3
+
+
+async def test_samples_of_a_problem_have_different_seeds_and_steps_too(tmp_path: Path):
+    run = make_run(tmp_path)
+    await run.pipeline.run()
+    assert len({p.seed for p in run.generator.asked}) == len(run.generator.asked)
+
+
+async def test_rollout_method_trains_on_the_rollout_without_asking_for_a_rewrite(tmp_path: Path):
+    method = MethodConfig(trajectory=TrajectorySource.ROLLOUT, teacher_context=TeacherContext.PROMPT)
+    run = make_run(tmp_path, method=method)
+    await run.pipeline.run()
+    assert run.teacher.refined == []
+    context, tokens = run.teacher.scored[0]
+    assert context[0] == 1
+    assert tokens.tolist() == completion("wrong").token_ids.tolist()
+    assert run.observer.steps[0].refined_accuracy is None
+
+
+async def test_student_is_trained_under_its_own_prompt_whatever_the_teacher_saw(tmp_path: Path):
+    run = make_run(tmp_path)
+    await run.pipeline.run()
+    samples = [s for rank in run.learner.batches[0].micro_batches for mb in rank for s in mb]
+    assert {s.prompt_ids[0] for s in samples} == {1}
+    assert run.learner.batches[0].num_loss_tokens == 4 * len("right")
+
+
+async def test_barrier_keeps_stages_apart(tmp_path: Path):
+    run = make_run(tmp_path)
+    await run.pipeline.run()
+    names = [str(stage) for stage, _, _ in run.observer.stages if stage in ("rollout", "refine", "score")]
+    assert names[:12] == ["rollout"] * 4 + ["refine"] * 4 + ["score"] * 4
+
+
+async def test_without_barrier_a_finished_rollout_goes_on_at_once(tmp_path: Path):
+    pipeline = PipelineConfig(prompts_per_step=2, rollouts_per_prompt=1, stage_barrier=False)
+    run = make_run(tmp_path, pipeline=pipeline)
+    slow = asyncio.Event()
+    original = run.generator.generate
+
+    async def generate(prompt, sampling):
+        if len(run.generator.asked) == 1:
+            run.generator.asked.append(prompt)
+            await slow.wait()
+            return completion("wrong")
+        return await original(prompt, sampling)
+
+    run.generator.generate = generate  # type: ignore[method-assign]
+    running = asyncio.create_task(run.pipeline.run())
+    async with asyncio.timeout(10):
+        while not run.teacher.scored:
+            await asyncio.sleep(0.001)
+    assert len(run.teacher.scored) == 1, "the first trajectory is scored while the second still rolls out"
+    slow.set()
+    await running
+
+
+async def test_rejected_trajectories_are_kept_with_their_reason_and_not_trained_on(tmp_path: Path):
+    run = make_run(tmp_path)
+    answers = iter(range(100))
+    run.teacher.rewrite = lambda: completion(
+        "right", stop=StopReason.LENGTH if next(answers) % 4 == 0 else StopReason.STOP
+    )
+    await run.pipeline.run()
+    metrics = run.observer.steps[0]
+    assert (metrics.num_consumed, metrics.num_rejected) == (3, 1)
+    assert metrics.rejected_by_reason == {"refine_truncated": 1}
+    rows = list(read_trajectories(run.folder.trajectories, steps={1}))
+    assert sorted((str(r.outcome), str(r.reason)) for r in rows) == [
+        ("consumed", ""), ("consumed", ""), ("consumed", ""), ("rejected", "refine_truncated"),
+    ]  # fmt: skip
+    assert run.learner.batches[0].num_loss_tokens == 3 * len("right")
+
+
+async def test_run_ends_when_too_many_are_rejected_and_keeps_them(tmp_path: Path):
+    run = make_run(tmp_path)
+    run.prompts.too_long = True
+    with pytest.raises(RunFailedError, match=r"100% rejected \(prompt_too_long\)"):
+        await run.pipeline.run()
+    assert run.learner.batches == []
+    assert len(list(read_trajectories(run.folder.trajectories))) == 4
+
+
+async def test_stale_rollout_is_a_broken_contract(tmp_path: Path):
+    run = make_run(tmp_path)
+    push = run.sync.push
+
+    async def forgetful(policy_version):
+        report = await push(policy_version)
+        run.generator.policy_version = 0
+        return report
+
+    run.sync.push = forgetful  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=r"staleness 1 .* expected 0 \.\. 0"):
+        await run.pipeline.run()
+
+
+async def test_error_of_a_role_is_raised_as_it_is(tmp_path: Path):
+    run = make_run(tmp_path)
+
+    def broken(prompt):
+        raise ZeroDivisionError("engine")
+
+    run.generator.answer = broken
+    with pytest.raises(ZeroDivisionError, match="engine"):
+        await run.pipeline.run()
+
+
+async def test_stop_while_rolling_out_abandons_the_step_and_checkpoints_the_last_whole_one(tmp_path: Path):
+    run = make_run(tmp_path, run=RunConfig(dir=str(tmp_path / "run"), num_steps=3, checkpoint_every=0))
+    steps_done = run.observer.steps
+    gate = asyncio.Event()
+    gate.set()
+    run.generator.gate = gate
+    run.learner.during_learn = gate.clear
+    running = asyncio.create_task(run.pipeline.run())
+    async with asyncio.timeout(10):
+        while len(run.generator.asked) < 8:
+            await asyncio.sleep(0.001)
+    run.pipeline.request_stop()
+    result = await running
+    assert (result.learner_step, result.interrupted, len(steps_done)) == (1, True, 1)
+    checkpoint = run.folder.latest_checkpoint()
+    assert checkpoint is not None and checkpoint.learner_step == 1
+
+
+async def test_stop_during_learning_ends_after_that_step(tmp_path: Path):
+    run = make_run(tmp_path)
+    run.learner.during_learn = run.pipeline.request_stop
+    result = await run.pipeline.run()
+    assert (result.learner_step, result.interrupted) == (1, True)
+    assert run.sync.pushed == [0, 1]
+
+
+async def test_resumed_run_asks_for_exactly_the_prompts_of_the_uninterrupted_one(tmp_path: Path):
+    whole = make_run(tmp_path, name="whole")
+    await whole.pipeline.run()
+
+    first = make_run(tmp_path, name="parts")
+    first.learner.during_learn = first.pipeline.request_stop
+    await first.pipeline.run()
+    second = make_run(tmp_path, name="parts", open_existing=True)
+    checkpoint = second.folder.latest_checkpoint()
+    assert checkpoint is not None
+    result = await second.pipeline.run(resume_from=checkpoint.path)
+
+    assert result.learner_step == 3
+    assert second.sync.pushed == [1, 2, 3], "resumed generators get the restored weights first"
+    parts = first.generator.asked + second.generator.asked
+    assert [(p.problem.prompt_id, p.epoch, p.sample_index, p.seed) for p in parts] == [
+        (p.problem.prompt_id, p.epoch, p.sample_index, p.seed) for p in whole.generator.asked
+    ]
