@@ -43,7 +43,7 @@ _WORKER_EXTENSION = "actors.weight_transfer_worker.WorkerExtension"
 _GIB = 1 << 30
 _RESUME_LIMIT_S = 30.0
 """Limit of the clean-up after a failed update, which needs no other process than the engine's."""
-_SHUTDOWN_LIMIT_S = 5.0
+_SHUTDOWN_LIMIT_S = 2.0
 
 
 class EngineFailedError(TrdRayError, RuntimeError):

@@ -360,7 +360,7 @@ class LearnerRank:
     def _gather_parameters(self, parameters: list[nn.Parameter]) -> AbstractContextManager[None]:
         if self._config.zero_stage < 3:
             return nullcontext()
-        from deepspeed.zero import GatheredParameters
+        from deepspeed.runtime.zero import GatheredParameters
 
         context: AbstractContextManager[None] = GatheredParameters(parameters)
         return context

@@ -148,15 +148,9 @@ class CpuWeightTransferEngine(WeightTransferEngine[CpuInitInfo, CpuUpdateInfo]):
         initialize_layerwise_reload(self.model)
 
     def finish_weight_update(self) -> None:
-        """Close the layers, pack their weights, and check that each was sent.
-
-        Raises:
-            RuntimeError: the push left parameters out.
-        """
+        """Close the layers and pack their weights."""
         finalize_layerwise_reload(self.model, self.model_config)
         repack_tied_heads(self.model)
-        if missing := sorted(self._expected - self._loaded):
-            raise RuntimeError(f"the push left out {len(missing)} parameters, the first is {missing[0]}")
 
     def update_weights(self, update_info: dict[str, object]) -> None:
         """Receive and load one push. The base class would synchronise an accelerator here."""
@@ -166,9 +160,10 @@ class CpuWeightTransferEngine(WeightTransferEngine[CpuInitInfo, CpuUpdateInfo]):
         """Receive each bucket, load its tensors, and compare version and checksum.
 
         Raises:
-            RuntimeError: not connected, the sender was lost or late, an unknown name or shape, or
-                another version or checksum than the sender's. The layers are closed again then,
-                with weights of two versions, so that a later whole push can repair them.
+            RuntimeError: not connected, the sender was lost or late, an unknown name or shape,
+                parameters left out, or another version or checksum than the sender's. The layers
+                are closed again then, with weights of two versions, so that a later whole push
+                can repair them.
         """
         group = self._group
         if group is None:
@@ -207,6 +202,8 @@ class CpuWeightTransferEngine(WeightTransferEngine[CpuInitInfo, CpuUpdateInfo]):
             raise RuntimeError(
                 f"received weights with checksum {checksum.hexdigest()}, the sender has {digest.hex()}"
             )
+        if missing := sorted(self._expected - self._loaded):
+            raise RuntimeError(f"the push left out {len(missing)} parameters, the first is {missing[0]}")
 
     def shutdown(self) -> None:
         """Leave the group; the engine goes on serving."""

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from launch.consoles import error_console
 from trd_ray.errors import (
-    CheckpointError,
     ConfigError,
     DataError,
     MissingDependencyError,
@@ -108,7 +107,9 @@ def testbed_build(
 
 @testbed_app.command(name="check")
 def testbed_check(
-    models: Annotated[Path | None, typer.Argument(help="Folder with teacher/ and student/; the shipped ones if not given.")] = None,
+    models: Annotated[
+        Path | None, typer.Argument(help="Folder with teacher/ and student/; the shipped ones if not given.")
+    ] = None,
 ) -> None:
     """Measure the testbed's models: solving, refining, using a reference."""
     from launch.testbed import check
@@ -126,18 +127,18 @@ def convert_smollm2(output: Annotated[Path, typer.Argument(help="Folder to write
 
 def main() -> None:
     """Entry point: turns errors into messages and exit codes."""
-    console = Console(stderr=True)
     try:
         app()
     except _BAD_INPUT as error:
-        console.print(str(error), style="red", markup=False, highlight=False)
-        sys.exit(2)
-    except CheckpointError as error:
-        console.print(str(error), style="red", markup=False, highlight=False)
+        _complain(str(error))
         sys.exit(2)
     except TrdRayError as error:
-        console.print(f"{type(error).__name__}: {error}", style="red", markup=False, highlight=False)
+        _complain(f"{type(error).__name__}: {error}")
         sys.exit(1)
+
+
+def _complain(message: str) -> None:
+    error_console.print(message, style="red", markup=False, highlight=False)
 
 
 if __name__ == "__main__":

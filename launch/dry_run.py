@@ -7,8 +7,8 @@ from pathlib import Path
 from rich.table import Table
 
 from actors.placement import actor_requests
+from launch.consoles import console
 from launch.preflight import check_run
-from launch.progress import console
 from trd_ray.config import TrdConfig
 from trd_ray.config_loader import dump_config
 from trd_ray.memory_plan import memory_plan
@@ -40,7 +40,7 @@ def _placement_table(config: TrdConfig) -> Table:
 
 
 def _memory_table(config: TrdConfig, *, student: Path, teacher: Path) -> Table:
-    table = Table("role", "actors", "part", "MiB each", title="memory (activations and libraries come on top)")
+    table = Table("role", "actors", "part", "MiB each", title="memory without activations and libraries")
     for role in memory_plan(config, student=student, teacher=teacher):
         for i, (part, num_bytes) in enumerate(role.parts.items()):
             first = (role.role, str(role.num_actors)) if i == 0 else ("", "")

@@ -87,9 +87,9 @@ class Progress:
         """The live line."""
         grid = Table.grid(padding=(0, 1))
         grid.add_row(
-            Text(f"step {self._done_steps}/{self._num_steps}", style="bold"),
+            Text(f"step {self._done_steps}/{self._num_steps}", style="bold", no_wrap=True),
             ProgressBar(total=self._num_steps, completed=self._done_steps, width=16),
-            Text(self._stage_text(), style="cyan"),
+            Text(self._stage_text(), style="cyan", no_wrap=True),
             Text(
                 "  ".join(self._figures(self._last)) if self._last else "", overflow="ellipsis", no_wrap=True
             ),

@@ -10,8 +10,9 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+from launch.consoles import console
 from launch.preflight import check_run
-from launch.progress import Progress, closing_table, console
+from launch.progress import Progress, closing_table
 from trd_ray.assembly import Roles, RunInputs, build_pipeline
 from trd_ray.config import TrdConfig
 from trd_ray.config_loader import dump_config
@@ -57,12 +58,13 @@ def _open(config: TrdConfig, *, resume: bool) -> _Start:
     step = 0 if checkpoint is None else checkpoint.learner_step
     folder.rewind(step if checkpoint is not None else -1)
     folder.config.write_text(dump_config(config), encoding="utf-8")
-    return _Start(folder=folder, checkpoint=None if checkpoint is None else checkpoint.path, first_step=step + 1)
+    path = None if checkpoint is None else checkpoint.path
+    return _Start(folder=folder, checkpoint=path, first_step=step + 1)
 
 
 async def _run(config: TrdConfig, inputs: RunInputs, start: _Start, *, no_ray: bool) -> RunResult:
     with (
-        Progress(num_steps=config.run.num_steps, first_step=start.first_step) as progress,
+        Progress(config.run.num_steps, console=console, done_steps=start.first_step - 1) as progress,
         MetricsWriter(
             start.folder, tensorboard=config.run.tensorboard, first_step=start.first_step
         ) as writer,

@@ -193,9 +193,10 @@ class RunFolder:
     def rewind(self, learner_step: int) -> int:
         """Take out everything after `learner_step`, so that a resumed run writes no step twice.
 
-        Rows of metrics.jsonl and eval.jsonl, lines that were never finished, and files of
-        trajectories/ go to a folder of their own under `set_aside`, nothing is lost. Returns how
-        many rows and files were moved.
+        Rows of metrics.jsonl and eval.jsonl, lines that were never finished, files of trajectories/
+        and later checkpoints (of a run that is taken up from an older one: the next resume would
+        take them for its own) go to a folder of their own under `set_aside`; nothing is lost.
+        Returns how many rows, files and checkpoints were moved.
         """
         number = 1 + len(list(self.set_aside.glob("resume_*"))) if self.set_aside.is_dir() else 1
         aside = self.set_aside / f"resume_{number}_from_step_{learner_step}"
@@ -205,12 +206,18 @@ class RunFolder:
             for file in sorted(self.trajectories.glob("step_*.parquet"))
             if (match := _TRAJECTORIES.fullmatch(file.name)) and int(match[1]) > learner_step
         ]
-        for file in late:
-            (aside / self.trajectories.name).mkdir(parents=True, exist_ok=True)
-            file.rename(aside / self.trajectories.name / file.name)
+        late += [c.path for c in self.complete_checkpoints() if c.learner_step > learner_step]
+        for path in late:
+            (aside / path.parent.name).mkdir(parents=True, exist_ok=True)
+            path.rename(aside / path.parent.name / path.name)
         moved += len(late)
         if moved:
-            _log.info("resume from step %d: %d rows and files set aside in %s", learner_step, moved, aside)
+            _log.info(
+                "resume from step %d: %d rows, files and checkpoints set aside in %s",
+                learner_step,
+                moved,
+                aside,
+            )
         return moved
 
 

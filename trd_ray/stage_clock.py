@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
-from types import MappingProxyType
 
 
 class Stage(StrEnum):
@@ -115,11 +114,11 @@ class StageClock:
             leave = end if self._busy[stage] else self._last_exit[stage]
             spans[stage] = Span(start_s=entry - self._start, end_s=leave - self._start)
         times = StageTimes(
-            shares=MappingProxyType(dict(self._shares)),
+            shares=dict(self._shares),
             # The remainder and not a sum of its own, so that the parts cannot drift from the whole.
             other_s=max(0.0, step_s - sum(self._shares.values())),
             step_s=step_s,
-            spans=MappingProxyType(spans),
+            spans=spans,
         )
         # The next step begins where this one ended: no instant is lost between them.
         self._start_at(end)

@@ -247,7 +247,8 @@ def test_a_push_that_does_not_fit_the_model_fails_on_both_sides(rig: Rig) -> Non
         sending = asyncio.create_task(asyncio.to_thread(sender.send, tensors, manifest, 98))
         with pytest.raises(WeightSyncError, match=r"left out 1 parameters.*model\.norm\.weight"):
             await engine.update_weights(manifest, 98)
-        await sending
+        with pytest.raises(WeightSyncError, match=r"generator-0.*left out"):
+            await sending
         await rig.open(sender, (engine,))
         other = WeightManifest.of(stranger)
         sending = asyncio.create_task(asyncio.to_thread(sender.send, stranger, other, 98))

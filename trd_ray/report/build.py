@@ -24,7 +24,7 @@ from trd_ray.report.charts import (
 )
 from trd_ray.report.data import RunData, load_run
 from trd_ray.report.findings import findings, headlines
-from trd_ray.report.viewer import Card, Kind, sample_cards, spread
+from trd_ray.report.viewer import MAX_CHARS, Card, Kind, sample_cards, spread
 from trd_ray.run_folder import RunFolder
 
 MAX_TABLE_ROWS = 200
@@ -71,6 +71,7 @@ def write_report(run_dir: Path) -> Path:
         findings=findings(run),
         panels=_panels(run),
         cards=cards,
+        max_chars=MAX_CHARS,
         card_steps=sorted({card.row.learner_step for card in cards}),
         filters=_filters(cards),
         num_logged_steps=len(run.trajectory_steps),
@@ -110,7 +111,7 @@ def _panels(run: RunData) -> list[Panel]:
         accuracy_panel(run.steps, run.evals),
         *learner_panels(run.steps),
         *([flips] if flips else []),
-        *time_panels(run.steps),
+        *time_panels(run.steps, wide=flips is None),  # so that no row of the page has a hole
         length_panel(run.steps),
     ]
 

@@ -175,7 +175,7 @@ def length_panel(steps: Sequence[StepMetrics]) -> Panel:
     return _line_panel("Length", "Mean tokens of an answer.", series)
 
 
-def time_panels(steps: Sequence[StepMetrics]) -> list[Panel]:
+def time_panels(steps: Sequence[StepMetrics], *, wide: bool) -> list[Panel]:
     stages = (*(str(stage) for stage in Stage), "other")
     series = []
     for stage in stages:
@@ -186,8 +186,12 @@ def time_panels(steps: Sequence[StepMetrics]) -> list[Panel]:
         title="Time of a step",
         note="Seconds by stage. Where stages overlap, each instant is shared among them by samples.",
         svg=stacked_bars(
-            used, label="Seconds by stage over learner steps", y_format=lambda v: f"{number(v)} s"
+            used,
+            label="Seconds by stage over learner steps",
+            y_format=lambda v: f"{number(v)} s",
+            size=WIDE if wide else NORMAL,
         ),
+        width="full" if wide else "half",
         legend=_legend(used),
     )
     speed = _smoothed(steps, "tokens per second", "c-eval", lambda m: m.tokens_per_s)

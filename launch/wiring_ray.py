@@ -1,0 +1,245 @@
+"""Every role as a Ray actor: cluster, placement, actors, connections, and their end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from actors.buffer import BufferActor
+from actors.calls import call, call_all
+from actors.cluster import actor_log_folder, join_cluster, leave_cluster
+from actors.engine import EngineOptions
+from actors.generator import GeneratorActor
+from actors.handles import NamedActor, RayBuffer, RayGenerators, RayTeachers
+from actors.learner import LearnerRankActor
+from actors.learner_group import RayLearner
+from actors.placement import ActorRequest, actor_requests, reserve
+from actors.teacher import TeacherActor
+from actors.weight_sync import RayWeightSync
+from trd_ray.assembly import Roles, RunInputs
+from trd_ray.config import EngineConfig, TrdConfig
+from trd_ray.errors import ActorTimeoutError, RunFailedError
+from trd_ray.types import TrajectorySource
+
+log = logging.getLogger(__name__)
+
+_SHUTDOWN_S = 30.0
+# More than a step ever has in flight; the pipeline bounds the number of requests, not the actor.
+_CONCURRENT_CALLS = 100_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayGroups:
+    """The actors of a run, by role."""
+
+    learners: tuple[NamedActor, ...]
+    generators: tuple[NamedActor, ...]
+    teachers: tuple[NamedActor, ...]
+    buffer: NamedActor
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayRoles:
+    """Roles, and what a check may ask of them beyond the Protocols."""
+
+    roles: Roles
+    learner: RayLearner
+    groups: RayGroups
+
+
+@asynccontextmanager
+async def ray_roles(config: TrdConfig, inputs: RunInputs) -> AsyncIterator[Roles]:
+    """The roles of a run over Ray; nothing is left running afterwards."""
+    async with ray_run(config, inputs) as running:
+        yield running.roles
+
+
+@asynccontextmanager
+async def ray_run(config: TrdConfig, inputs: RunInputs) -> AsyncIterator[RayRoles]:
+    """As `ray_roles`, with the actors themselves.
+
+    Raises `PlacementError`, or what an actor raises while it starts.
+    """
+    join_cluster(config.ray)
+    try:
+        log.info("actor logs are in %s", actor_log_folder())
+        requests = actor_requests(config)
+        placement = reserve(requests, timeout_s=config.timeouts.placement_s)
+        try:
+            groups = _create(config, inputs, requests, placement)
+            try:
+                yield await _connect(config, groups)
+            finally:
+                await _shut_down(groups)
+        finally:
+            remove_placement_group(placement)
+    finally:
+        leave_cluster()
+
+
+def _create(
+    config: TrdConfig, inputs: RunInputs, requests: tuple[ActorRequest, ...], placement: PlacementGroup
+) -> RayGroups:
+    makers: dict[str, Callable[[int, dict[str, Any]], Any]] = {
+        "learner": lambda i, options: LearnerRankActor.options(**options).remote(
+            config.learner,
+            student=inputs.student_path.resolve(),
+            teacher=inputs.teacher_path.resolve(),
+            divergence=config.method.divergence,
+            rank=i,
+            world_size=config.learner.num_ranks,
+            num_steps=config.run.num_steps,
+            seed=config.run.seed,
+            timeout_s=config.timeouts.learn_s,
+        ),
+        "generator": lambda i, options: GeneratorActor.options(
+            **options, max_concurrency=_CONCURRENT_CALLS
+        ).remote(_generator_engine(config, inputs, index=i)),
+        "teacher": lambda i, options: TeacherActor.options(
+            **options, max_concurrency=_CONCURRENT_CALLS
+        ).remote(
+            model=inputs.teacher_path.resolve(),
+            engine=_teacher_engine(config, inputs, index=i),
+            score_dtype=config.teacher.score_dtype,
+            hidden_dtype=config.teacher.hidden_dtype,
+            score_batch_tokens=config.teacher.score_batch_tokens,
+            threads=config.teacher.engine.threads,
+        ),
+        "buffer": lambda i, options: BufferActor.options(
+            **options, max_concurrency=_CONCURRENT_CALLS
+        ).remote(capacity=config.pipeline.trajectories_per_step),
+    }
+    threads = {
+        "learner": config.learner.threads,
+        "generator": config.generator.engine.threads,
+        "teacher": config.teacher.engine.threads,
+        "buffer": 1,
+    }
+    made: dict[str, list[NamedActor]] = {role: [] for role in makers}
+    for bundle, request in enumerate(requests):
+        role, _, index = request.name.partition("-")
+        options = _options(request, placement, bundle, threads=threads[role])
+        made[role].append(NamedActor(name=request.name, handle=makers[role](int(index), options)))
+    return RayGroups(
+        learners=tuple(made["learner"]),
+        generators=tuple(made["generator"]),
+        teachers=tuple(made["teacher"]),
+        buffer=made["buffer"][0],
+    )
+
+
+def _options(
+    request: ActorRequest, placement: PlacementGroup, bundle: int, *, threads: int
+) -> dict[str, Any]:
+    asked = request.bundle()
+    return {
+        "num_cpus": asked.get("CPU", 0),
+        "num_gpus": asked.get("GPU", 0),
+        "memory": asked.get("memory", 0),
+        "scheduling_strategy": PlacementGroupSchedulingStrategy(
+            placement_group=placement, placement_group_bundle_index=bundle
+        ),
+        # OpenMP reads it when torch is loaded, which is before an actor's own first line.
+        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(threads)}},
+    }
+
+
+def _engine_options(
+    engine: EngineConfig, *, model: str, seed: int, weight_transfer: str | None
+) -> EngineOptions:
+    return EngineOptions(
+        model=model,
+        dtype=engine.dtype.value,
+        max_model_len=engine.max_model_len,
+        max_num_seqs=engine.max_num_seqs,
+        max_num_batched_tokens=engine.max_num_batched_tokens or None,
+        gpu_memory_utilization=engine.gpu_memory_utilization,
+        kv_cache_gib=engine.kv_cache_gib,
+        threads=engine.threads,
+        enforce_eager=engine.enforce_eager,
+        tensor_parallel_size=engine.tensor_parallel_size,
+        device=engine.device.value,
+        seed=seed,
+        prefix_caching=engine.prefix_caching,
+        weight_transfer_backend=weight_transfer,
+    )
+
+
+def _generator_engine(config: TrdConfig, inputs: RunInputs, *, index: int) -> EngineOptions:
+    return _engine_options(
+        config.generator.engine,
+        model=str(inputs.student_path.resolve()),
+        seed=config.run.seed + index,
+        weight_transfer=config.weight_sync.backend.value,
+    )
+
+
+def _teacher_engine(config: TrdConfig, inputs: RunInputs, *, index: int) -> EngineOptions | None:
+    if config.method.trajectory is not TrajectorySource.REFINED:
+        return None
+    return _engine_options(
+        config.teacher.engine,
+        model=str(inputs.teacher_path.resolve()),
+        seed=config.run.seed + index,
+        weight_transfer=None,
+    )
+
+
+async def _connect(config: TrdConfig, groups: RayGroups) -> RayRoles:
+    """Wait until every actor serves, then bring learner and generators together."""
+    limits = config.timeouts
+    learner = RayLearner(groups.learners, timeout_s=limits.learn_s)
+    serving = (*groups.generators, *groups.teachers)
+    await asyncio.gather(
+        learner.setup(host=config.weight_sync.host, timeout_s=limits.start_s),
+        call_all(
+            [actor.handle.start.remote() for actor in serving],
+            actors=[actor.name for actor in serving],
+            method="start",
+            timeout_s=limits.start_s,
+        ),
+    )
+    weight_sync = RayWeightSync(
+        config.weight_sync,
+        learners=groups.learners,
+        generators=groups.generators,
+        dtype=config.generator.engine.dtype.value,
+        workers_per_generator=config.generator.engine.tensor_parallel_size,
+        timeout_s=limits.sync_s,
+    )
+    await weight_sync.connect()
+    roles = Roles(
+        generator=RayGenerators(groups.generators, timeout_s=limits.generate_s),
+        teacher=RayTeachers(groups.teachers, timeout_s=limits.generate_s),
+        learner=learner,
+        weight_sync=weight_sync,
+        # A batch is whole only when its slowest rollout, rewrite and score are.
+        buffer=RayBuffer(groups.buffer, timeout_s=3 * limits.generate_s),
+    )
+    return RayRoles(roles=roles, learner=learner, groups=groups)
+
+
+async def _shut_down(groups: RayGroups) -> None:
+    """End engines in order, then every actor; an actor that is dead or hangs is killed."""
+    ending = [(actor, "shutdown") for actor in (*groups.generators, *groups.teachers)]
+    ending += [(actor, "close") for actor in groups.learners]
+    await asyncio.gather(*(_end(actor, method) for actor, method in ending))
+    for actor in (*groups.generators, *groups.teachers, *groups.learners, groups.buffer):
+        ray.kill(actor.handle)
+
+
+async def _end(actor: NamedActor, method: str) -> None:
+    try:
+        ref = getattr(actor.handle, method).remote()
+        await call(ref, actor=actor.name, method=method, timeout_s=_SHUTDOWN_S)
+    except (ActorTimeoutError, RunFailedError, RayError) as error:
+        log.warning("%s did not end by itself: %s", actor.name, str(error).splitlines()[0])

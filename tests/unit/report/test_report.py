@@ -1,0 +1,205 @@
+"""The page as a whole: it stands alone, escapes what it shows, and copes with any stage of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from html.parser import HTMLParser
+
+import pytest
+from fake_run import fake_run
+
+from trd_ray.errors import ConfigError, DataError
+from trd_ray.evaluation import GradedSample, summarise
+from trd_ray.metrics import MetricsWriter, read_metrics
+from trd_ray.report import write_report
+from trd_ray.report.data import load_run
+from trd_ray.report.findings import duration, findings, headlines
+from trd_ray.run_folder import RunFolder
+
+VOID = {"meta", "link", "br", "path", "circle"}
+
+
+class Page(HTMLParser):
+    """Checks nesting and collects what the tests ask for."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+        self.cards: list[dict[str, str | None]] = []
+        self.panels: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in VOID:
+            self.open.append(tag)
+        values = dict(attrs)
+        self.addresses += [value for name, value in attrs if name in ("src", "href", "xlink:href", "action")]
+        if tag == "article":
+            self.cards.append(values)
+
+    def handle_startendtag(self, tag, attrs):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] == "h3":
+            self.panels.append(data)
+
+
+def page_of(folder: RunFolder) -> tuple[str, Page]:
+    path = write_report(folder.path)
+    assert path == folder.report
+    html = path.read_text(encoding="utf-8")
+    return html, Page(html)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> RunFolder:
+    return fake_run(tmp_path_factory.mktemp("runs") / "whole", num_steps=12, per_step=16)
+
+
+def test_the_page_shows_all_and_asks_nobody_for_anything(whole):
+    html, page = page_of(whole)
+    assert "teacher&#39;s rewrite of the student&#39;s rollout, with an external teacher" in html
+    assert page.panels == [
+        "Accuracy", "Loss", "Gradient norm", "Learning rate", "What refining changes", "Time of a step",
+        "Throughput", "Length",
+    ]  # fmt: skip
+    assert len(page.cards) == 12 * 16
+    assert {card["data-kind"] for card in page.cards} >= {"wrong to right", "both right", "both wrong"}
+    assert {"avg@8 on held_out", "pass@8 on held_out"} <= set(re.findall(r'"name">(.*?)<', html))
+    assert all(address == "data:," or address.startswith("#") for address in page.addresses)
+    assert not re.search(r"https?://|@import|url\(", html)
+    assert len(list(whole.path.glob("report*"))) == 1
+
+
+def test_texts_are_escaped_wherever_they_stand(tmp_path):
+    evil = "<script>alert(1)</script>"
+    folder = fake_run(tmp_path / "a<b>", num_steps=2, per_step=2, evals=False)
+    folder.config.write_text(folder.config.read_text().replace("testbed:student", evil))
+    samples = [GradedSample(prompt_id=str(i), correct=i > 1, num_tokens=3, truncated=False) for i in range(4)]
+    with MetricsWriter(folder, tensorboard=False) as writer:
+        writer.on_eval(summarise(samples, learner_step=0, dataset=f'{evil}"'))
+    html, _ = page_of(folder)
+    assert evil not in html
+    assert "a<b>" not in html
+    assert html.count("<script>") == 1
+
+
+def test_a_run_without_refinements_has_no_word_of_them(tmp_path):
+    folder = fake_run(tmp_path / "run", num_steps=4, refines=False, evals=False)
+    html, page = page_of(folder)
+    assert "What refining changes" not in page.panels
+    assert "y_r" not in html
+    assert "Refined accuracy" not in html
+    assert {card["data-kind"] for card in page.cards} == {"right", "wrong"}
+    assert "along the student&#39;s rollout" in html
+
+
+def test_a_run_in_its_middle_says_so(tmp_path):
+    folder = fake_run(tmp_path / "run", num_steps=10, done_steps=1)
+    with folder.metrics.open("a") as file:
+        file.write('{"learner_step": 2, "lo')
+    html, page = page_of(folder)
+    assert "The run is at step 1 of 10" in html
+    assert len(page.cards) == 8
+
+
+def test_a_run_that_has_only_begun(tmp_path):
+    folder = fake_run(tmp_path / "run", num_steps=10, done_steps=0, evals=False)
+    html, page = page_of(folder)
+    assert "No step and no evaluation is complete yet" in html
+    assert page.panels == []
+    with_eval = fake_run(tmp_path / "other", num_steps=10, done_steps=0)
+    assert page_of(with_eval)[1].panels == ["Accuracy"]
+
+
+def test_a_folder_without_config_or_with_a_foreign_one(whole, tmp_path):
+    folder = fake_run(tmp_path / "run", num_steps=2)
+    folder.config.write_text("method: {trajectory: spliced}\nrun: {num_steps: 2}\n")
+    assert load_run(folder).method is None
+    page_of(folder)
+    folder.config.write_text("- no\n- mapping\n")
+    with pytest.raises(DataError, match=r"config.yaml"):
+        write_report(folder.path)
+    folder.config.unlink()
+    html, _ = page_of(folder)
+    assert 'id="configuration"' not in html
+    with pytest.raises(ConfigError, match="holds no run"):
+        write_report(tmp_path / "nowhere")
+
+
+def test_enum_names_in_the_config_are_understood_too(whole, tmp_path):
+    folder = fake_run(tmp_path / "run", num_steps=2)
+    text = folder.config.read_text()
+    folder.config.write_text(text.replace("trajectory: refined", "trajectory: REFINED"))
+    assert load_run(folder).method == load_run(whole).method
+
+
+def test_a_loss_that_is_not_finite_is_a_gap_and_a_warning(tmp_path):
+    folder = fake_run(tmp_path / "run", num_steps=3, evals=False)
+    steps = read_metrics(folder.metrics)
+    folder.metrics.unlink()
+    with MetricsWriter(folder, tensorboard=False) as writer:
+        for step in steps:
+            writer.on_step(dataclasses.replace(step, loss=math.nan if step.learner_step == 2 else step.loss))
+    html, _ = page_of(folder)
+    assert "The loss is not finite in 1 steps, first in step 2" in html
+    assert "NaN" not in html
+
+
+def test_findings_warn_of_a_teacher_that_does_not_help(tmp_path):
+    folder = fake_run(tmp_path / "run", num_steps=20, evals=False)
+    run = load_run(folder)
+    worse = tuple(
+        dataclasses.replace(
+            step, rollout_accuracy=0.5, refined_accuracy=0.9 if step.learner_step < 10 else 0.25,
+            flips_right_to_wrong=2, num_consumed=4, num_rejected=4, rejected_by_reason={"empty": 4},
+        )
+        for step in run.steps
+    )  # fmt: skip
+    found = findings(dataclasses.replace(run, steps=worse))
+    texts = " ".join(f.text for f in found if f.level == "warn")
+    assert "refining does not help" in texts
+    assert "fell from 90.0% to 25.0%" in texts
+    assert "broke 50.0% of the right rollouts (40)" in texts
+    assert "50.0% of the trajectories were rejected, most often as empty (80 times)" in texts
+
+
+def test_findings_tell_a_sure_change_from_an_unsure_one(tmp_path):
+    run = load_run(fake_run(tmp_path / "run", num_steps=2))
+    first, last = run.evals[0], run.evals[-1]
+    for end, level, words in (
+        (dataclasses.replace(last, avg_at_k=0.9, avg_ci95=(0.8, 1.0)), "good", "do not overlap"),
+        (dataclasses.replace(last, avg_at_k=0.0, avg_ci95=(0.0, 0.01)), "warn", "fell by"),
+        (dataclasses.replace(last, avg_at_k=0.3, avg_ci95=(0.0, 1.0)), "info", "this may be chance"),
+    ):
+        finding = findings(dataclasses.replace(run, evals=(first, end)))[0]
+        assert finding.level == level
+        assert words in finding.text
+
+
+def test_headlines_compare_first_and_last_tenth(tmp_path):
+    run = load_run(fake_run(tmp_path / "run", num_steps=20, evals=False))
+    steps = tuple(
+        dataclasses.replace(step, rollout_accuracy=0.25 if step.learner_step <= 2 else 0.5)
+        for step in run.steps
+    )
+    shown = {h.name: h for h in headlines(dataclasses.replace(run, steps=steps))}
+    assert (shown["Rollout accuracy"].before, shown["Rollout accuracy"].value) == ("25.0%", "50.0%")
+    assert shown["Rollout accuracy"].trend == "up"
+    assert shown["Steps"].value == "20 of 20"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(45, "45 s"), (600, "10 min"), (12000, "3 h 20 min"), (3599, "1 h 0 min")]
+)
+def test_duration(seconds, text):
+    assert duration(seconds) == text

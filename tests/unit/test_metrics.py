@@ -1,0 +1,234 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from trd_ray.errors import DataError
+from trd_ray.evaluation import GradedSample, summarise
+from trd_ray.json_lines import JsonLinesWriter, read_lines
+from trd_ray.metrics import MetricsWriter, StepMetrics, read_evals, read_metrics, step_metrics
+from trd_ray.observer import Observers
+from trd_ray.run_folder import RunFolder
+from trd_ray.stage_clock import Stage, StageTimes
+from trd_ray.types import (
+    Completion,
+    Grade,
+    LearnerStep,
+    Outcome,
+    Problem,
+    Prompt,
+    Refinement,
+    RefinePrompt,
+    RejectReason,
+    Rollout,
+    StopReason,
+    SyncReport,
+    TeacherContext,
+    Trajectory,
+    TrajectorySource,
+)
+
+KEYS = [
+    "learner_step",
+    "policy_version",
+    "loss",
+    "grad_norm",
+    "learning_rate",
+    "num_loss_tokens",
+    "staleness_max",
+    "rollout_accuracy",
+    "refined_accuracy",
+    "flips_wrong_to_right",
+    "flips_right_to_wrong",
+    "num_trajectories",
+    "num_consumed",
+    "num_rejected",
+    "rejected_by_reason",
+    "rollout_s",
+    "refine_s",
+    "score_s",
+    "learn_s",
+    "sync_s",
+    "other_s",
+    "step_s",
+    "num_rollout_tokens",
+    "num_refined_tokens",
+    "rollout_length_mean",
+    "refined_length_mean",
+    "tokens_per_s",
+    "prompts_in",
+    "prompts_pending",
+]
+
+TIMES = StageTimes(
+    shares={Stage.ROLLOUT: 1.0, Stage.REFINE: 2.0, Stage.SCORE: 0.5, Stage.LEARN: 1.0, Stage.SYNC: 0.25},
+    other_s=0.25,
+    step_s=5.0,
+)
+
+
+def completion(num_tokens: int, *, version: int = 0) -> Completion:
+    return Completion(
+        token_ids=np.arange(num_tokens, dtype=np.int32), logprobs=np.zeros(num_tokens, dtype=np.float32),
+        text="text", stop_reason=StopReason.STOP, policy_version_min=version, policy_version_max=version,
+    )  # fmt: skip
+
+
+def trajectory(
+    right: bool, refined_right: bool | None, *, tokens: int, refined_tokens: int = 0, version: int = 4,
+    reason: RejectReason = RejectReason.NONE,
+) -> Trajectory:  # fmt: skip
+    problem = Problem(prompt_id="p", problem="1+1", answer="2")
+    prompt = Prompt(problem=problem, epoch=0, sample_index=0, token_ids=np.zeros(3, dtype=np.int32), seed=0)
+    rollout = Rollout(
+        prompt=prompt, completion=completion(tokens, version=version), grade=Grade(correct=right, answer=None)
+    )
+    refinement = None
+    if refined_right is not None:
+        context = RefinePrompt(
+            token_ids=np.zeros(5, dtype=np.int32), num_cut_rollout_tokens=0, num_cut_reference_tokens=0
+        )
+        refinement = Refinement(
+            prompt=context,
+            completion=completion(refined_tokens),
+            grade=Grade(correct=refined_right, answer=None),
+        )
+    return Trajectory(
+        rollout=rollout, refinement=refinement,
+        source=TrajectorySource.ROLLOUT if refinement is None else TrajectorySource.REFINED,
+        token_ids=rollout.completion.token_ids, teacher_context=TeacherContext.PROMPT,
+        teacher_context_ids=prompt.token_ids, teacher_hidden=None, reason=reason,
+        outcome=Outcome.CONSUMED if reason is RejectReason.NONE else Outcome.REJECTED,
+    )  # fmt: skip
+
+
+def learner_step(loss: float = 0.5) -> LearnerStep:
+    return LearnerStep(
+        learner_step=5, policy_version=5, loss=loss, grad_norm=1.5, learning_rate=1e-3, num_loss_tokens=40,
+        learn_s=1.0,
+    )  # fmt: skip
+
+
+def sync(version: int = 5) -> SyncReport:
+    return SyncReport(policy_version=version, num_parameters=1, num_bytes=4, checksum="c", sync_s=0.25)
+
+
+def reduce(trajectories: list[Trajectory], *, loss: float = 0.5, pending: int = 0) -> StepMetrics:
+    return step_metrics(
+        trajectories, step=learner_step(loss), sync=sync(), times=TIMES,
+        prompts_in=len(trajectories) + pending, prompts_pending=pending,
+    )  # fmt: skip
+
+
+FIVE = [
+    trajectory(False, True, tokens=10, refined_tokens=6),
+    trajectory(False, True, tokens=20, refined_tokens=8, version=3),
+    trajectory(True, False, tokens=6, refined_tokens=4),
+    trajectory(True, True, tokens=4, refined_tokens=4, version=1, reason=RejectReason.REFINE_TRUNCATED),
+    trajectory(False, None, tokens=10, reason=RejectReason.PROMPT_TOO_LONG),
+]
+
+
+def test_one_step_by_hand():
+    m = reduce(FIVE, pending=2)
+    assert (m.rollout_accuracy, m.refined_accuracy) == (2 / 5, 3 / 4)
+    assert (m.flips_wrong_to_right, m.flips_right_to_wrong) == (2, 1)
+    assert (m.num_trajectories, m.num_consumed, m.num_rejected) == (5, 3, 2)
+    assert m.rejected_by_reason == {"prompt_too_long": 1, "refine_truncated": 1}
+    # Version 4 met the first of them, so the oldest consumed one (version 3) was one step stale;
+    # the rejected one of version 1 does not count.
+    assert m.staleness_max == 1
+    assert (m.num_rollout_tokens, m.num_refined_tokens) == (50, 22)
+    assert (m.rollout_length_mean, m.refined_length_mean) == (10.0, 5.5)
+    assert m.tokens_per_s == 72 / 5.0
+    assert (m.prompts_in, m.prompts_pending) == (7, 2)
+    stages = (m.rollout_s, m.refine_s, m.score_s, m.learn_s, m.sync_s, m.other_s)
+    assert stages == (1.0, 2.0, 0.5, 1.0, 0.25, 0.25)
+    assert math.fsum(stages) == m.step_s
+
+
+def test_a_method_that_does_not_refine_has_null_and_not_zero():
+    row = reduce([trajectory(True, None, tokens=4)]).to_json()
+    assert row["refined_accuracy"] is None
+    assert row["refined_length_mean"] is None
+    assert (row["num_refined_tokens"], row["flips_wrong_to_right"]) == (0, 0)
+
+
+def test_the_keys_are_those_of_the_contract():
+    assert list(reduce(FIVE).to_json()) == KEYS
+
+
+def test_broken_identities_are_refused():
+    m = reduce(FIVE)
+    with pytest.raises(ValueError, match="lost or counted twice"):
+        dataclasses.replace(m, prompts_in=6)
+    with pytest.raises(ValueError, match="num_consumed"):
+        dataclasses.replace(m, num_consumed=4)
+    with pytest.raises(ValueError, match="reasons add up"):
+        dataclasses.replace(m, rejected_by_reason={})
+    with pytest.raises(ValueError, match="version 4 were pushed"):
+        step_metrics(FIVE, step=learner_step(), sync=sync(4), times=TIMES, prompts_in=5)
+    with pytest.raises(ValueError, match="no trajectories"):
+        step_metrics([], step=learner_step(), sync=sync(), times=TIMES, prompts_in=0)
+
+
+def refuse(constant: str) -> None:
+    raise AssertionError(f"{constant} is not JSON")
+
+
+def test_files_parse_strictly_and_come_back(tmp_path):
+    folder = RunFolder.create(tmp_path / "run")
+    good, bad = reduce(FIVE), dataclasses.replace(reduce(FIVE, loss=math.nan), grad_norm=math.inf)
+    samples = [GradedSample(prompt_id=str(i), correct=i > 1, num_tokens=3, truncated=False) for i in range(4)]
+    report = summarise(samples, learner_step=0, dataset="held_out")
+    with MetricsWriter(folder, tensorboard=False) as writer:
+        observers = Observers([writer])
+        observers.on_eval(report)
+        observers.on_stage("rollout", 1, 2)
+        observers.on_step(good)
+        assert read_metrics(folder.metrics) == (good,)  # flushed while the file is open
+        observers.on_step(bad)
+    rows = [json.loads(line, parse_constant=refuse) for line in folder.metrics.read_text().splitlines()]
+    assert (rows[1]["loss"], rows[1]["grad_norm"]) == (None, None)
+    assert math.isnan(read_metrics(folder.metrics)[1].loss)
+    assert read_evals(folder.eval) == (report,)
+    assert not folder.tensorboard.exists()
+
+
+def test_a_torn_last_line_is_not_read_and_a_missing_key_is_named(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    with JsonLinesWriter(path) as writer:
+        writer.write(reduce(FIVE).to_json())
+    whole = path.read_text()
+    path.write_text(whole + whole[: len(whole) // 2])
+    assert len(read_metrics(path)) == 1
+    assert read_lines(tmp_path / "none.jsonl") == []
+    row = json.loads(whole)
+    del row["grad_norm"]
+    with pytest.raises(DataError, match="grad_norm"):
+        StepMetrics.from_line(json.dumps(row))
+    assert StepMetrics.from_line(json.dumps(json.loads(whole) | {"from_a_later_version": 1})) == reduce(FIVE)
+
+
+def test_a_resumed_run_has_each_step_once_in_tensorboard(tmp_path):
+    folder = RunFolder.create(tmp_path / "run")
+    m = reduce(FIVE)
+    with MetricsWriter(folder) as writer:
+        for step in (1, 2, 3):
+            writer.on_step(dataclasses.replace(m, learner_step=step, loss=1.0))
+    with MetricsWriter(folder, first_step=2) as writer:
+        for step in (2, 3):
+            writer.on_step(dataclasses.replace(m, learner_step=step, loss=0.25))
+    events = EventAccumulator(str(folder.tensorboard))
+    events.Reload()
+    assert {"learner/loss_nats", "accuracy/refined", "time/rollout_s"} <= set(events.Tags()["scalars"])
+    assert [(e.step, e.value) for e in events.Scalars("learner/loss_nats")] == [
+        (1, 1.0),
+        (2, 0.25),
+        (3, 0.25),
+    ]

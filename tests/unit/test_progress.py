@@ -1,0 +1,109 @@
+"""The progress line and the closing table of the command line."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import pytest
+from rich.console import Console
+
+from launch.progress import Progress, clock_text, closing_table
+from trd_ray.evaluation import GradedSample, summarise
+from trd_ray.metrics import StepMetrics
+
+
+def step(number: int, *, refined: float | None = 0.9, rejected: int = 0, step_s: float = 2.0) -> StepMetrics:
+    return StepMetrics(
+        learner_step=number, policy_version=number, loss=0.5 / number, grad_norm=1.0, learning_rate=1e-3,
+        num_loss_tokens=10, staleness_max=0, rollout_accuracy=0.25, refined_accuracy=refined,
+        flips_wrong_to_right=0, flips_right_to_wrong=0, num_trajectories=8, num_consumed=8 - rejected,
+        num_rejected=rejected, rejected_by_reason={"empty": rejected} if rejected else {}, rollout_s=step_s,
+        refine_s=0.0, score_s=0.0, learn_s=0.0, sync_s=0.0, other_s=0.0, step_s=step_s, num_rollout_tokens=80,
+        num_refined_tokens=80, rollout_length_mean=10.0, refined_length_mean=10.0, tokens_per_s=1234.5,
+        prompts_in=8, prompts_pending=0,
+    )  # fmt: skip
+
+
+def report(learner_step: int, num_right: int):
+    samples = [
+        GradedSample(prompt_id=str(i), correct=i < num_right, num_tokens=1, truncated=False)
+        for i in range(10)
+    ]
+    return summarise(samples, learner_step=learner_step, dataset="held[out]")
+
+
+def console(*, terminal: bool, width: int = 160) -> Console:
+    return Console(file=io.StringIO(), force_terminal=terminal, width=width, color_system=None)
+
+
+def test_a_log_gets_one_whole_line_a_step():
+    plain = console(terminal=False, width=40)
+    with Progress(3, console=plain) as progress:
+        progress.on_eval(report(0, 2))
+        progress.on_stage("rollout", 1, 8)
+        progress.on_step(step(1, rejected=2))
+        progress.on_step(step(2, refined=None))
+        progress.on_step(step(3))
+    lines = plain.file.getvalue().splitlines()
+    assert len(lines) == 4
+    assert lines[0].startswith("eval at step 0 on held[out]: avg@1 0.200 (")
+    assert lines[1] == (
+        "step 1/3  rollout acc 0.250  refined acc 0.900  loss 0.5000  1,234 tok/s  staleness 0  "
+        "rejected 2  ETA 0:04"
+    )
+    assert "refined" not in lines[2]
+    assert "ETA" not in lines[3]
+
+
+def test_a_terminal_gets_a_live_line():
+    terminal = console(terminal=True)
+    with Progress(300, console=terminal, done_steps=40) as progress:
+        assert progress.eta_s() is None
+        progress.on_stage("refine", 3, 64)
+        progress.on_step(step(41))
+        progress.on_stage("score", 5, 64)
+        terminal.print(progress.render())
+    shown = terminal.file.getvalue()
+    assert "step 41/300" in shown
+    assert "score 5/64" in shown
+    assert "ETA 8:38" in shown  # 259 steps of 2 s
+
+
+def test_time_left_is_judged_by_the_latest_steps():
+    progress = Progress(110, console=console(terminal=False))
+    progress.on_step(step(1, step_s=1000.0))
+    for number in range(2, 101):
+        progress.on_step(step(number, step_s=3.0))
+    assert progress.eta_s() == 30.0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0:00"), (42.4, "0:42"), (725, "12:05"), (12000, "3:20:00")]
+)
+def test_clock_text(seconds, text):
+    assert clock_text(seconds) == text
+
+
+def test_the_closing_table_is_thin_and_compares_start_with_end():
+    plain = console(terminal=False)
+    plain.print(
+        closing_table([step(n) for n in range(1, 301)], [report(0, 2), report(150, 3), report(300, 7)])
+    )
+    text = plain.file.getvalue()
+    rows = [line for line in text.splitlines() if line.startswith("│")]
+    assert len(rows) == 20 + 2
+    assert rows[0].split()[1] == "1"
+    assert rows[19].split()[1] == "300"
+    assert "held[out]: avg@1" in rows[20]
+    assert "+0.500" in rows[20]
+    assert "0.200 (" in rows[20]
+    assert "0.700 (" in rows[20]
+
+
+def test_the_closing_table_copes_with_little():
+    plain = console(terminal=False)
+    plain.print(closing_table([], []))
+    plain.print(closing_table([step(1, refined=None)], []))
+    assert "refined" not in plain.file.getvalue()
+    assert not math.isnan(step(1).loss)

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from trd_ray.errors import DataError
+from trd_ray.trajectory_log import SCHEMA, logged_steps, read_trajectories, write_trajectories
+from trd_ray.types import (
+    Completion,
+    Grade,
+    Outcome,
+    Problem,
+    Prompt,
+    Refinement,
+    RefinePrompt,
+    RejectReason,
+    Rollout,
+    StopReason,
+    TeacherContext,
+    Trajectory,
+    TrajectorySource,
+)
+
+CONTRACT = [
+    "prompt_id",
+    "epoch",
+    "sample_index",
+    "problem",
+    "reference",
+    "prompt_token_ids",
+    "rollout_token_ids",
+    "rollout_text",
+    "rollout_logprobs",
+    "rollout_correct",
+    "policy_version_min",
+    "policy_version_max",
+    "trajectory_source",
+    "trajectory_token_ids",
+    "trajectory_text",
+    "trajectory_correct",
+    "teacher_context",
+    "outcome",
+    "reason",
+    "learner_step",
+]
+
+
+def ints(*values: int) -> np.ndarray:
+    return np.array(values, dtype=np.int32)
+
+
+def completion(text: str, *ids: int) -> Completion:
+    return Completion(
+        token_ids=ints(*ids), logprobs=np.linspace(-1, -0.1, len(ids), dtype=np.float32), text=text,
+        stop_reason=StopReason.STOP, policy_version_min=3, policy_version_max=4,
+    )  # fmt: skip
+
+
+def rollout(reference: str | None = "1+1=2") -> Rollout:
+    problem = Problem(prompt_id="p/1", problem='1+1 "quoted"\n{{ x }}', answer="2", reference=reference)
+    return Rollout(
+        prompt=Prompt(problem=problem, epoch=2, sample_index=1, token_ids=ints(5, 6), seed=0),
+        completion=completion("1+1=3", 7, 8, 9),
+        grade=Grade(correct=False, answer="3", num_steps=1, first_wrong_step=0),
+    )
+
+
+def consumed() -> Trajectory:
+    context = RefinePrompt(token_ids=ints(1), num_cut_rollout_tokens=0, num_cut_reference_tokens=0)
+    refinement = Refinement(
+        prompt=context, completion=completion("1+1=2", 7, 2), grade=Grade(correct=True, answer="2")
+    )
+    return Trajectory(
+        rollout=rollout(), refinement=refinement, source=TrajectorySource.REFINED, token_ids=ints(7, 2),
+        teacher_context=TeacherContext.REFINE, teacher_context_ids=ints(1), teacher_hidden=None,
+        outcome=Outcome.CONSUMED, reason=RejectReason.NONE,
+    )  # fmt: skip
+
+
+def rejected() -> Trajectory:
+    return Trajectory(
+        rollout=rollout(reference=None), refinement=None, source=TrajectorySource.REFINED, token_ids=ints(),
+        teacher_context=TeacherContext.REFINE, teacher_context_ids=ints(), teacher_hidden=None,
+        outcome=Outcome.REJECTED, reason=RejectReason.PROMPT_TOO_LONG,
+    )  # fmt: skip
+
+
+def test_the_columns_are_those_of_the_contract_and_typed(tmp_path):
+    path = write_trajectories(tmp_path, [consumed()], learner_step=123)
+    assert path.name == "step_000123.parquet"
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    schema = pq.read_schema(path)
+    assert schema.names[: len(CONTRACT)] == CONTRACT
+    assert schema.names[len(CONTRACT) :] == ["rollout_first_wrong_step", "trajectory_first_wrong_step"]
+    assert schema.equals(SCHEMA)
+    assert schema.field("rollout_token_ids").type == pa.list_(pa.int32())
+    assert schema.field("rollout_logprobs").type == pa.list_(pa.float32())
+    assert pq.ParquetFile(path).metadata.row_group(0).column(0).compression == "ZSTD"
+
+
+def test_rows_come_back_as_they_were(tmp_path):
+    write_trajectories(tmp_path, [consumed(), rejected()], learner_step=9)
+    good, bad = read_trajectories(tmp_path)
+    assert good.problem == '1+1 "quoted"\n{{ x }}'
+    assert (good.prompt_id, good.epoch, good.sample_index, good.learner_step) == ("p/1", 2, 1, 9)
+    assert good.rollout_token_ids.tolist() == [7, 8, 9]
+    assert good.rollout_token_ids.dtype == np.int32
+    np.testing.assert_array_equal(good.rollout_logprobs, completion("", 7, 8, 9).logprobs)
+    assert (good.rollout_text, good.rollout_correct, good.rollout_first_wrong_step) == ("1+1=3", False, 0)
+    assert (good.policy_version_min, good.policy_version_max) == (3, 4)
+    assert good.trajectory_token_ids.tolist() == [7, 2]
+    assert (good.trajectory_text, good.trajectory_correct) == ("1+1=2", True)
+    assert good.trajectory_first_wrong_step is None
+    assert good.trajectory_source is TrajectorySource.REFINED
+    assert good.teacher_context is TeacherContext.REFINE
+    # A rejected one keeps its rollout and its reason; what was never made is null.
+    assert (bad.outcome, bad.reason) == (Outcome.REJECTED, RejectReason.PROMPT_TOO_LONG)
+    assert (bad.trajectory_text, bad.trajectory_correct, bad.reference) == ("", None, None)
+    assert bad.rollout_text == "1+1=3"
+
+
+def test_a_rollout_that_is_trained_on_is_its_own_trajectory(tmp_path):
+    y_o = rollout()
+    t = Trajectory(
+        rollout=y_o, refinement=None, source=TrajectorySource.ROLLOUT, token_ids=y_o.completion.token_ids,
+        teacher_context=TeacherContext.PROMPT, teacher_context_ids=ints(5, 6), teacher_hidden=None,
+        outcome=Outcome.CONSUMED, reason=RejectReason.NONE,
+    )  # fmt: skip
+    write_trajectories(tmp_path, [t], learner_step=1)
+    (row,) = read_trajectories(tmp_path)
+    assert (row.trajectory_text, row.trajectory_correct, row.trajectory_first_wrong_step) == (
+        "1+1=3",
+        False,
+        0,
+    )
+    assert row.trajectory_token_ids.tolist() == row.rollout_token_ids.tolist()
+
+
+def test_steps_are_chosen_and_ordered(tmp_path):
+    for step in (10, 2, 1_000_000):
+        write_trajectories(tmp_path, [consumed()], learner_step=step)
+    (tmp_path / ".step_000003.parquet.tmp").write_text("half")
+    assert logged_steps(tmp_path) == (2, 10, 1_000_000)
+    assert [row.learner_step for row in read_trajectories(tmp_path)] == [2, 10, 1_000_000]
+    assert [row.learner_step for row in read_trajectories(tmp_path, steps={10})] == [10]
+    with pytest.raises(DataError, match="step 3"):
+        list(read_trajectories(tmp_path, steps=[3]))
+    assert logged_steps(tmp_path / "none") == ()
+
+
+def test_writing_a_step_again_replaces_it_and_no_rows_are_fine(tmp_path):
+    write_trajectories(tmp_path, [consumed(), rejected()], learner_step=1)
+    write_trajectories(tmp_path, [], learner_step=1)
+    assert list(read_trajectories(tmp_path)) == []
+
+
+def test_a_file_without_a_column_is_named(tmp_path):
+    path = write_trajectories(tmp_path, [consumed()], learner_step=1)
+    pq.write_table(pq.read_table(path).drop_columns(["reason"]), path)
+    with pytest.raises(DataError, match=r"step_000001.parquet[\s\S]*expected: reason"):
+        list(read_trajectories(tmp_path))
