@@ -11,7 +11,6 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -19,13 +18,22 @@ from typing import TYPE_CHECKING, TypeVar
 import ray
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from actors.environment_deepspeed import set_learner_environment, skip_shared_memory_op
+from actors.learner_weights import GATHER_BUCKET_BYTES, gathered_weights, manifest_of
 from trd_ray.batching import collate
 from trd_ray.config import Device, Divergence, DType, LearnerConfig
 from trd_ray.errors import CheckpointError, describe
-from trd_ray.learner_checkpoint import HF_FOLDER, CheckpointHeader, begin, commit, partial_folder, read_header, save_hf
+from trd_ray.learner_checkpoint import (
+    HF_FOLDER,
+    CheckpointHeader,
+    begin,
+    commit,
+    partial_folder,
+    read_header,
+    save_hf,
+)
 from trd_ray.training import (
     DistillModule,
     learning_rate,
@@ -50,8 +58,6 @@ _DEEPSPEED_FOLDER = "deepspeed"
 _TAG = "state"
 _REDUCE_BUCKET_NUMEL = 50_000_000
 """Gradient elements that are reduced together. DeepSpeed's default buffer is ten times that."""
-_GATHER_BUCKET_BYTES = 256 * 2**20
-"""Weights that ZeRO-3 gathers at once for a checkpoint or a checksum."""
 
 
 class LearnerRank:
@@ -127,7 +133,11 @@ class LearnerRank:
         torch.manual_seed(self._seed)
         # Before any rank waits for another: a model that cannot be used fails at once, everywhere.
         module, teacher_head = load_distill_module(
-            config, student=self._student, teacher=self._teacher, divergence=self._divergence, dtype=config.dtype
+            config,
+            student=self._student,
+            teacher=self._teacher,
+            divergence=self._divergence,
+            dtype=config.dtype,
         )
         import deepspeed
 
@@ -184,7 +194,9 @@ class LearnerRank:
         micro_batches = batch.micro_batches[self._rank]
         total = 0.0
         for index, micro_batch in enumerate(micro_batches):
-            tensors = collate(micro_batch, pad_id=0, hidden_width=self._teacher_head.shape[1]).to(self._device)
+            tensors = collate(micro_batch, pad_id=0, hidden_width=self._teacher_head.shape[1]).to(
+                self._device
+            )
             # DeepSpeed counts to a fixed number of micro-batches unless it is told which is the last.
             self._engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
             loss = micro_batch_loss(
@@ -226,8 +238,8 @@ class LearnerRank:
         partial = partial_folder(folder)
         self._engine.save_checkpoint(str(partial / _DEEPSPEED_FOLDER), tag=_TAG, save_latest=False)
         torch.save(self._random_state(), partial / f"random_rank_{self._rank}.pt")
-        weights = {name: tensor.cpu().clone() for name, tensor in self._gathered() if self._rank == 0}
-        if self._rank == 0:
+        weights = self.send_weights(lambda named: {name: tensor.cpu().clone() for name, tensor in named})
+        if weights is not None:
             save_hf(self._module.model, partial / HF_FOLDER, tokenizer_from=self._student, state_dict=weights)
         dist.barrier()
         if self._rank == 0:
@@ -268,23 +280,20 @@ class LearnerRank:
         Args:
             dtype: the generators' format, for example `bfloat16`.
         """
-        return WeightManifest(
-            tensors=tuple(
-                TensorSpec(name=name, dtype=dtype, shape=tuple(getattr(parameter, "ds_shape", parameter.shape)))
-                for name, parameter in self._module.model.named_parameters()
-            )
-        )
+        return manifest_of(self._module.model, dtype=dtype)
 
     def checksum(self, dtype: str) -> str | None:
         """`trd_ray.weights.checksum_named` of all weights in `dtype`, on rank 0. Collective."""
         target = TensorSpec(name="", dtype=dtype, shape=()).torch_dtype
-        return self.send_weights(lambda named: checksum_named((name, tensor.to(target)) for name, tensor in named))
+        return self.send_weights(
+            lambda named: checksum_named((name, tensor.to(target)) for name, tensor in named)
+        )
 
     def send_weights(
         self,
         send: Callable[[Iterator[tuple[str, Tensor]]], Sent],
         *,
-        bucket_bytes: int = _GATHER_BUCKET_BYTES,
+        bucket_bytes: int = GATHER_BUCKET_BYTES,
     ) -> Sent | None:
         """Give `send` of rank 0 each weight, gathered in buckets. Collective.
 
@@ -295,7 +304,9 @@ class LearnerRank:
         Returns:
             What `send` returned, on rank 0; None elsewhere.
         """
-        named = self._gathered(bucket_bytes=bucket_bytes)
+        named = gathered_weights(
+            self._module.model, zero_stage=self._config.zero_stage, bucket_bytes=bucket_bytes
+        )
         try:
             return send(named) if self._rank == 0 else None
         finally:
@@ -304,7 +315,13 @@ class LearnerRank:
                 pass
 
     def listen_for_receivers(
-        self, receivers: Sequence[Receiver], *, backend: str, address: str, bucket_bytes: int, timeout_s: float
+        self,
+        receivers: Sequence[Receiver],
+        *,
+        backend: str,
+        address: str,
+        bucket_bytes: int,
+        timeout_s: float,
     ) -> tuple[WeightEndpoint, ...]:
         """On rank 0: make a weight sender; returns where each receiver connects."""
         from actors.weight_transfer import WeightSender
@@ -350,21 +367,6 @@ class LearnerRank:
             raise RuntimeError("LearnerRank: call listen_for_receivers on rank 0 before weights are pushed")
         return self._sender
 
-    def _gathered(self, *, bucket_bytes: int = _GATHER_BUCKET_BYTES) -> Iterator[tuple[str, Tensor]]:
-        """(name, whole tensor) of each weight. Collective under ZeRO-3, on all ranks at one pace."""
-        for bucket in _buckets(self._module.model, bucket_bytes=bucket_bytes):
-            with self._gather_parameters([parameter for _, parameter in bucket]):
-                for name, parameter in bucket:
-                    yield name, parameter.detach()
-
-    def _gather_parameters(self, parameters: list[nn.Parameter]) -> AbstractContextManager[None]:
-        if self._config.zero_stage < 3:
-            return nullcontext()
-        from deepspeed.runtime.zero import GatheredParameters
-
-        context: AbstractContextManager[None] = GatheredParameters(parameters)
-        return context
-
     def _random_state(self) -> dict[str, Tensor]:
         state = {"cpu": torch.get_rng_state()}
         if self._device.type == "cuda":
@@ -378,7 +380,7 @@ class LearnerRank:
             num_ranks=self._world_size,
             zero_stage=self._config.zero_stage,
             dtype=self._config.dtype.value,
-            num_parameters=sum(_numel(parameter) for parameter in self._module.model.parameters()),
+            num_parameters=self.manifest(self._config.dtype.value).num_parameters,
         )
 
 
@@ -400,26 +402,6 @@ def deepspeed_config(config: LearnerConfig) -> dict[str, object]:
         "data_types": {"grad_accum_dtype": "fp32"},
         "steps_per_print": 1_000_000_000,
     }
-
-
-def _numel(parameter: nn.Parameter) -> int:
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
-
-
-def _buckets(model: nn.Module, *, bucket_bytes: int) -> Iterator[list[tuple[str, nn.Parameter]]]:
-    """Parameters in order, in runs of at most `bucket_bytes`. Under ZeRO-3 `numel()` is that of a
-    shard or nothing; `ds_numel` is the whole."""
-    bucket: list[tuple[str, nn.Parameter]] = []
-    size = 0
-    for name, parameter in model.named_parameters():
-        num_bytes = _numel(parameter) * parameter.element_size()
-        if bucket and size + num_bytes > bucket_bytes:
-            yield bucket
-            bucket, size = [], 0
-        bucket.append((name, parameter))
-        size += num_bytes
-    if bucket:
-        yield bucket
 
 
 LearnerRankActor = ray.remote(LearnerRank)

@@ -32,7 +32,9 @@ convert_app = typer.Typer(no_args_is_help=True, help="Make model folders out of 
 app.add_typer(testbed_app, name="testbed")
 app.add_typer(convert_app, name="convert")
 
-ConfigArgument = Annotated[Path, typer.Argument(help="A YAML file, for example configs/experiment/trd_opd.yaml")]
+ConfigArgument = Annotated[
+    Path, typer.Argument(help="A YAML file, for example configs/experiment/trd_opd.yaml")
+]
 OverridesArgument = Annotated[
     list[str] | None, typer.Argument(help="Overrides: key.path=value ...", show_default=False)
 ]
@@ -48,7 +50,9 @@ def train(
     no_ray: Annotated[
         bool, typer.Option("--no-ray", help="One process, transformers instead of vLLM: for a debugger.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and show everything, start nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check and show everything, start nothing.")
+    ] = False,
 ) -> None:
     """Train a student; write a run folder with metrics, trajectories, checkpoints and a report."""
     from launch.dry_run import show_plan
@@ -69,12 +73,13 @@ def evaluate(
     no_ray: Annotated[
         bool, typer.Option("--no-ray", help="One process, transformers instead of vLLM.")
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON line too.")] = False,
 ) -> None:
     """Measure student.model on data.eval: avg@k and pass@k with 95% intervals."""
     from launch.evaluate import evaluate as run_evaluation
     from trd_ray.config_loader import load_config
 
-    run_evaluation(load_config(config, overrides or []), no_ray=no_ray)
+    run_evaluation(load_config(config, overrides or []), no_ray=no_ray, as_json=as_json)
 
 
 @app.command()

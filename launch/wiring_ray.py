@@ -44,7 +44,7 @@ class RayGroups:
     learners: tuple[NamedActor, ...]
     generators: tuple[NamedActor, ...]
     teachers: tuple[NamedActor, ...]
-    buffer: NamedActor
+    buffers: tuple[NamedActor, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,21 +69,46 @@ async def ray_run(config: TrdConfig, inputs: RunInputs) -> AsyncIterator[RayRole
 
     Raises `PlacementError`, or what an actor raises while it starts.
     """
+    async with _ray_groups(config, inputs, actor_requests(config)) as groups:
+        yield await _connect(config, groups)
+
+
+@asynccontextmanager
+async def ray_generators(config: TrdConfig, inputs: RunInputs) -> AsyncIterator[RayGenerators]:
+    """Only the generators, with the weights of the student's folder: for an evaluation."""
+    requests = tuple(r for r in actor_requests(config) if r.name.startswith("generator-"))
+    async with _ray_groups(config, inputs, requests) as groups:
+        await _start(groups.generators, timeout_s=config.timeouts.start_s)
+        yield RayGenerators(groups.generators, timeout_s=config.timeouts.generate_s)
+
+
+@asynccontextmanager
+async def _ray_groups(
+    config: TrdConfig, inputs: RunInputs, requests: tuple[ActorRequest, ...]
+) -> AsyncIterator[RayGroups]:
     join_cluster(config.ray)
     try:
         log.info("actor logs are in %s", actor_log_folder())
-        requests = actor_requests(config)
         placement = reserve(requests, timeout_s=config.timeouts.placement_s)
         try:
             groups = _create(config, inputs, requests, placement)
             try:
-                yield await _connect(config, groups)
+                yield groups
             finally:
                 await _shut_down(groups)
         finally:
             remove_placement_group(placement)
     finally:
         leave_cluster()
+
+
+async def _start(actors: tuple[NamedActor, ...], *, timeout_s: float) -> None:
+    await call_all(
+        [actor.handle.start.remote() for actor in actors],
+        actors=[actor.name for actor in actors],
+        method="start",
+        timeout_s=timeout_s,
+    )
 
 
 def _create(
@@ -133,7 +158,7 @@ def _create(
         learners=tuple(made["learner"]),
         generators=tuple(made["generator"]),
         teachers=tuple(made["teacher"]),
-        buffer=made["buffer"][0],
+        buffers=tuple(made["buffer"]),
     )
 
 
@@ -198,15 +223,9 @@ async def _connect(config: TrdConfig, groups: RayGroups) -> RayRoles:
     """Wait until every actor serves, then bring learner and generators together."""
     limits = config.timeouts
     learner = RayLearner(groups.learners, timeout_s=limits.learn_s)
-    serving = (*groups.generators, *groups.teachers)
     await asyncio.gather(
         learner.setup(host=config.weight_sync.host, timeout_s=limits.start_s),
-        call_all(
-            [actor.handle.start.remote() for actor in serving],
-            actors=[actor.name for actor in serving],
-            method="start",
-            timeout_s=limits.start_s,
-        ),
+        _start((*groups.generators, *groups.teachers), timeout_s=limits.start_s),
     )
     weight_sync = RayWeightSync(
         config.weight_sync,
@@ -223,7 +242,7 @@ async def _connect(config: TrdConfig, groups: RayGroups) -> RayRoles:
         learner=learner,
         weight_sync=weight_sync,
         # A batch is whole only when its slowest rollout, rewrite and score are.
-        buffer=RayBuffer(groups.buffer, timeout_s=3 * limits.generate_s),
+        buffer=RayBuffer(groups.buffers[0], timeout_s=3 * limits.generate_s),
     )
     return RayRoles(roles=roles, learner=learner, groups=groups)
 
@@ -233,7 +252,7 @@ async def _shut_down(groups: RayGroups) -> None:
     ending = [(actor, "shutdown") for actor in (*groups.generators, *groups.teachers)]
     ending += [(actor, "close") for actor in groups.learners]
     await asyncio.gather(*(_end(actor, method) for actor, method in ending))
-    for actor in (*groups.generators, *groups.teachers, *groups.learners, groups.buffer):
+    for actor in (*groups.generators, *groups.teachers, *groups.learners, *groups.buffers):
         ray.kill(actor.handle)
 
 

@@ -68,13 +68,13 @@ def make_training_batch(
         raise ValueError("make_training_batch: got no samples; expected at least one")
     for index, sample in enumerate(samples):
         _require_whole(sample, index)
-    packed = [pack(share, micro_batch_tokens=micro_batch_tokens) for share in split(samples, num_ranks=num_ranks)]
+    packed = [
+        pack(share, micro_batch_tokens=micro_batch_tokens) for share in split(samples, num_ranks=num_ranks)
+    ]
     most = max(len(micro_batches) for micro_batches in packed)
     return TrainingBatch(
         learner_step=learner_step,
-        micro_batches=tuple(
-            micro_batches + ((),) * (most - len(micro_batches)) for micro_batches in packed
-        ),
+        micro_batches=tuple(micro_batches + ((),) * (most - len(micro_batches)) for micro_batches in packed),
         num_loss_tokens=sum(len(sample.response_ids) for sample in samples),
     )
 
@@ -217,7 +217,8 @@ def _stack_hidden(hidden: Sequence[TeacherHidden], *, width: int) -> Tensor:
     for item in hidden:
         if item.hidden.shape[1] != width:
             raise ValueError(
-                f"collate: teacher hidden states have width {item.hidden.shape[1]}; expected the teacher's, {width}"
+                f"collate: teacher hidden states have width {item.hidden.shape[1]}; "
+                f"expected the teacher's, {width}"
             )
     if not hidden:
         return torch.zeros(0, width)

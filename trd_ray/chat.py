@@ -83,7 +83,9 @@ def _render(tokenizer: PreTrainedTokenizerBase, message: str, *, enable_thinking
     return text
 
 
-def _template_parts(tokenizer: PreTrainedTokenizerBase, *, path: str, enable_thinking: bool) -> tuple[str, str]:
+def _template_parts(
+    tokenizer: PreTrainedTokenizerBase, *, path: str, enable_thinking: bool
+) -> tuple[str, str]:
     """The template's own text before and after the message."""
     parts = _render(tokenizer, _MARK, enable_thinking=enable_thinking).split(_MARK)
     if len(parts) != 2:

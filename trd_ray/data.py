@@ -21,7 +21,7 @@ from itertools import islice
 from typing import Protocol
 
 from trd_ray.config import ColumnsConfig
-from trd_ray.errors import CheckpointError, ConfigError, DataError, describe
+from trd_ray.errors import CheckpointError, ConfigError, describe
 from trd_ray.rows import read_rows
 from trd_ray.tasks.arithmetic import Split, generate_problems
 from trd_ray.types import Problem
@@ -214,7 +214,7 @@ def _testbed_split(source: str, *, task: str) -> Split:
 
 
 def _check_state(state: StreamState, *, kind: SourceKind, fingerprint: str, most: int | None) -> None:
-    in_range = state.epoch >= 0 and 0 <= state.position and (most is None or state.position <= most)
+    in_range = state.epoch >= 0 and state.position >= 0 and (most is None or state.position <= most)
     if state.kind is not kind or state.fingerprint != fingerprint or not in_range:
         raise CheckpointError(
             describe(

@@ -98,7 +98,8 @@ def read_header(folder: Path, *, expected: CheckpointHeader) -> CheckpointHeader
                 "The checkpoint belongs to another learner",
                 f"{field.name} = {got}",
                 f"{field.name} = {want}, as configured now",
-                f"resume with {field.name} = {got}, or start a new run with student.model={folder / HF_FOLDER}",
+                f"resume with {field.name} = {got}, or start a new run with "
+                f"student.model={folder / HF_FOLDER}",
             )
     return header
 

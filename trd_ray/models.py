@@ -100,7 +100,9 @@ def model_facts(path: Path) -> ModelFacts:
     architectures = config.get("architectures")
     return ModelFacts(
         path=path,
-        architecture=str(architectures[0]) if isinstance(architectures, list) and architectures else "unknown",
+        architecture=str(architectures[0])
+        if isinstance(architectures, list) and architectures
+        else "unknown",
         vocab_size=_integer(text_config, "vocab_size", path=path),
         hidden_width=_integer(text_config, "hidden_size", path=path),
         num_layers=_integer(text_config, "num_hidden_layers", path=path),
@@ -118,7 +120,9 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """
     _require_folder(path)
     if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
-        raise _model_error(path, "No tokenizer", "no tokenizer.json and no tokenizer_config.json", "a tokenizer")
+        raise _model_error(
+            path, "No tokenizer", "no tokenizer.json and no tokenizer_config.json", "a tokenizer"
+        )
     tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     return cast(PreTrainedTokenizerBase, tokenizer)
 
@@ -204,9 +208,8 @@ def require_same_tokenizer(
     """Raise ModelError unless both give each token the same id and end with the same token."""
     difference = _first_difference(student_tokenizer.get_vocab(), teacher_tokenizer.get_vocab())
     if difference is None and student_tokenizer.eos_token_id != teacher_tokenizer.eos_token_id:
-        difference = (
-            f"end token {student_tokenizer.eos_token!r} (student) and {teacher_tokenizer.eos_token!r} (teacher)"
-        )
+        ends = student_tokenizer.eos_token, teacher_tokenizer.eos_token
+        difference = f"end token {ends[0]!r} (student) and {ends[1]!r} (teacher)"
     if difference is not None:
         raise ModelError(
             describe(
@@ -220,14 +223,16 @@ def require_same_tokenizer(
 
 
 def _first_difference(student: Mapping[str, int], teacher: Mapping[str, int]) -> str | None:
-    """The token of smallest id that only one side has, or that has two ids."""
+    """What each side has at the smallest id at which they differ."""
     differing = student.items() ^ teacher.items()
     if not differing:
         return None
-    token = min(differing, key=lambda item: (item[1], item[0]))[0]
-    sides = [f"{side} id {vocab[token]}" if token in vocab else f"not in the {side}"
-             for side, vocab in (("student", student), ("teacher", teacher))]  # fmt: skip
-    return f"token {token!r}: {', '.join(sides)}"
+    first = min(index for _, index in differing)
+    sides = (
+        f"{[token for token, index in vocab.items() if index == first] or 'no token'} ({side})"
+        for side, vocab in (("student", student), ("teacher", teacher))
+    )
+    return f"id {first}: {', '.join(sides)}"
 
 
 def _text_config(config: Mapping[str, object]) -> Mapping[str, object]:
@@ -251,7 +256,9 @@ def _require_plain_head(config: Mapping[str, object], *, path: Path) -> None:
 def _integer(config: Mapping[str, object], key: str, *, path: Path) -> int:
     value = config.get(key)
     if not isinstance(value, int):
-        raise _model_error(path / "config.json", "Unsupported model configuration", f"{key} = {value}", "an integer")
+        raise _model_error(
+            path / "config.json", "Unsupported model configuration", f"{key} = {value}", "an integer"
+        )
     return value
 
 
@@ -286,7 +293,9 @@ def _weight_files(path: Path) -> tuple[Path, ...]:
         files = (path / _WEIGHTS_FILE,)
     for file in files:
         if not file.is_file() or file.stat().st_size <= _HEADER_LENGTH_BYTES:
-            raise _model_error(path, "No weights", f"{file.name} is missing or empty", "weights in safetensors files")
+            raise _model_error(
+                path, "No weights", f"{file.name} is missing or empty", "weights in safetensors files"
+            )
     return files
 
 
@@ -298,7 +307,9 @@ def _read_header(file: Path) -> dict[str, tuple[tuple[int, ...], int]]:
     try:
         header = json.loads(raw)
     except ValueError as error:
-        raise _model_error(file, "Damaged weights", "no safetensors header", "a whole safetensors file") from error
+        raise _model_error(
+            file, "Damaged weights", "no safetensors header", "a whole safetensors file"
+        ) from error
     return {
         name: (tuple(spec["shape"]), spec["data_offsets"][1] - spec["data_offsets"][0])
         for name, spec in header.items()

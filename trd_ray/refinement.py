@@ -104,7 +104,9 @@ class _Cut:
     """The text as it stands in the prompt, with the notice if anything was cut."""
 
 
-def student_prompt(problem: Problem, prompt_format: PromptFormat, *, max_prompt_tokens: int) -> IntArray | PromptTooLong:
+def student_prompt(
+    problem: Problem, prompt_format: PromptFormat, *, max_prompt_tokens: int
+) -> IntArray | PromptTooLong:
     """The prompt of a rollout: the problem alone -> [P]."""
     ids = prompt_format.encode(TemplateName.STUDENT, problem=problem)
     if len(ids) > max_prompt_tokens:

@@ -37,7 +37,9 @@ class DivergenceHead(nn.Module):
     backward of the module that holds it.
     """
 
-    def __init__(self, weight: nn.Parameter, *, divergence: Divergence, chunk_size: int, vocab_size: int) -> None:
+    def __init__(
+        self, weight: nn.Parameter, *, divergence: Divergence, chunk_size: int, vocab_size: int
+    ) -> None:
         super().__init__()
         self.weight = weight
         self._divergence = divergence.value
@@ -108,9 +110,7 @@ class DistillModule(nn.Module):
             teacher_head: [V or more, Dt].
             num_loss_tokens: response tokens of the whole step over all ranks.
         """
-        output = self.model.get_decoder()(
-            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
-        )
+        output = self.model.get_decoder()(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
         hidden = output.last_hidden_state.flatten(0, 1).index_select(0, positions)
         values: Tensor = self.head(hidden, teacher_hidden, teacher_head)
         return values.sum() / num_loss_tokens
@@ -181,7 +181,10 @@ def parameter_groups(module: nn.Module, *, weight_decay: float) -> list[dict[str
     """
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     groups = [
-        {"params": [parameter for parameter in trainable if parameter.ndim >= 2], "weight_decay": weight_decay},
+        {
+            "params": [parameter for parameter in trainable if parameter.ndim >= 2],
+            "weight_decay": weight_decay,
+        },
         {"params": [parameter for parameter in trainable if parameter.ndim < 2], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
@@ -248,9 +251,9 @@ def require_finite(value: float, name: str, *, learner_step: int, rank: int) -> 
                 got=value,
                 expected="a finite number; the weights were not changed by this step",
                 remedy=(
-                    "resume from the last checkpoint with a lower learner.optimizer.learning_rate, and look at "
-                    "this step's trajectories: a teacher that gives a probability to a token which the student "
-                    "rules out makes forward_kl infinite"
+                    "resume from the last checkpoint with a lower learner.optimizer.learning_rate, and "
+                    "look at this step's trajectories: forward_kl is infinite where the teacher gives a "
+                    "probability to a token that the student rules out"
                 ),
             )
         )

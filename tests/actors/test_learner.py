@@ -52,7 +52,10 @@ def results(folder: Path) -> dict[int, list[dict[str, Result]]]:
         multiprocessing.spawn(run_rank, (world_size, port, folder), nprocs=world_size)
     return {
         world_size: [
-            {name: Result(**fields) for name, fields in torch.load(folder / f"results_{world_size}_{rank}.pt").items()}
+            {
+                name: Result(**fields)
+                for name, fields in torch.load(folder / f"results_{world_size}_{rank}.pt").items()
+            }
             for rank in range(world_size)
         ]
         for world_size in WORLD_SIZES
@@ -137,7 +140,10 @@ def test_hf_folder_holds_the_saved_weights(name, world_size, results, folder) ->
     named = ((key, tensor.float()) for key, tensor in model.named_parameters())
     assert checksum_named(named) == results[world_size][0][name].saved_checksum
     assert (hf / "generation_config.json").is_file()
-    assert AutoTokenizer.from_pretrained(hf).get_vocab() == AutoTokenizer.from_pretrained(folder / "tied").get_vocab()
+    assert (
+        AutoTokenizer.from_pretrained(hf).get_vocab()
+        == AutoTokenizer.from_pretrained(folder / "tied").get_vocab()
+    )
 
 
 @worlds

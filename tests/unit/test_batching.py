@@ -55,7 +55,9 @@ def test_nothing_is_lost_or_doubled_and_budgets_hold(
 
 @settings(max_examples=100, deadline=None)
 @given(lengths=LENGTHS, num_ranks=st.integers(1, 6))
-def test_no_rank_has_more_than_the_mean_and_one_sample(lengths: list[tuple[int, int]], num_ranks: int) -> None:
+def test_no_rank_has_more_than_the_mean_and_one_sample(
+    lengths: list[tuple[int, int]], num_ranks: int
+) -> None:
     shares = split(make_samples(lengths), num_ranks=num_ranks)
     loads = [sum(sample.num_tokens for sample in share) for share in shares]
     longest = max(num_prompt + num_response for num_prompt, num_response in lengths)
@@ -171,7 +173,10 @@ def test_broken_samples_are_refused() -> None:
     with pytest.raises(ValueError, match="sample 0 has 2 teacher hidden states for 3 response tokens"):
         batch_of(
             TrainingSample(
-                prompt_ids=whole.prompt_ids, response_ids=whole.response_ids, teacher_hidden=short, policy_version=0
+                prompt_ids=whole.prompt_ids,
+                response_ids=whole.response_ids,
+                teacher_hidden=short,
+                policy_version=0,
             )
         )
     with pytest.raises(ValueError, match="width 4; expected the teacher's, 8"):

@@ -27,7 +27,7 @@ from trd_ray.training import (
 from trd_ray.types import TrainingSample
 
 VOCAB, WIDTH = 128, 64
-LENGTHS = [(3, 12), (2, 1), (5, 2), (4, 7)]
+LENGTHS = [(3, 12), (2, 1), (5, 2), (4, 1)]
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,13 @@ def samples() -> list[TrainingSample]:
 
 
 def loss_and_gradients(
-    folder: Path, student: str, samples: list[TrainingSample], *, num_ranks: int, tokens: int, config: LearnerConfig
+    folder: Path,
+    student: str,
+    samples: list[TrainingSample],
+    *,
+    num_ranks: int,
+    tokens: int,
+    config: LearnerConfig,
 ) -> tuple[float, dict[str, torch.Tensor]]:
     module, teacher_head = load_distill_module(
         config, student=folder / student, teacher=folder / "teacher",
@@ -81,7 +87,9 @@ def written_out(
 
 
 @pytest.mark.parametrize("student", ["tied", "untied"])
-@pytest.mark.parametrize(("num_ranks", "tokens", "recompute"), [(1, 1000, False), (3, 20, True), (6, 1, False)])
+@pytest.mark.parametrize(
+    ("num_ranks", "tokens", "recompute"), [(1, 1000, False), (3, 20, True), (6, 1, False)]
+)
 def test_loss_and_gradient_are_the_global_token_mean_however_split(
     folder: Path, samples: list[TrainingSample], student: str, num_ranks: int, tokens: int, recompute: bool
 ) -> None:
@@ -100,7 +108,7 @@ def test_other_means_would_give_other_numbers(folder: Path, samples: list[Traini
     parts, _ = written_out(folder, "tied", samples)
     right = torch.cat(parts).mean().item()
     of_sequences = torch.stack([part.mean() for part in parts]).mean().item()
-    of_micro_batches = torch.stack([torch.cat(parts[:1]).mean(), torch.cat(parts[1:]).mean()]).mean().item()
+    of_micro_batches = torch.stack([torch.cat(parts[:2]).mean(), torch.cat(parts[2:]).mean()]).mean().item()
     assert right != pytest.approx(of_sequences, rel=1e-2)
     assert right != pytest.approx(of_micro_batches, rel=1e-2)
 
@@ -149,7 +157,9 @@ def test_schedule_by_hand() -> None:
 def test_constant_schedule_and_odd_ends() -> None:
     constant = OptimizerConfig(learning_rate=2.0, schedule=Schedule.CONSTANT, warmup_ratio=0.5)
     assert [learning_rate(step, constant, num_steps=4) for step in range(1, 5)] == [1.0, 2.0, 2.0, 2.0]
-    assert learning_rate(1, OptimizerConfig(learning_rate=1.0, warmup_ratio=0.0), num_steps=1) == pytest.approx(0.1)
+    assert learning_rate(
+        1, OptimizerConfig(learning_rate=1.0, warmup_ratio=0.0), num_steps=1
+    ) == pytest.approx(0.1)
     assert learning_rate(3, OptimizerConfig(learning_rate=1.0, warmup_ratio=1.0), num_steps=3) == 1.0
     # 0.1 * 30 is a little more than 3 in floating point, and means 3.
     assert learning_rate(3, OptimizerConfig(learning_rate=1.0, warmup_ratio=0.1), num_steps=30) == 1.0

@@ -8,7 +8,13 @@ from trd_ray.types import TeacherHidden, TrainingSample
 
 
 def make_sample(
-    *, num_prompt: int, num_response: int, seed: int = 0, vocab_size: int = 100, hidden_width: int = 4, policy_version: int = 0
+    *,
+    num_prompt: int,
+    num_response: int,
+    seed: int = 0,
+    vocab_size: int = 100,
+    hidden_width: int = 4,
+    policy_version: int = 0,
 ) -> TrainingSample:
     """Random tokens and random float32 hidden states; the same seed gives the same sample."""
     generator = np.random.default_rng(seed)

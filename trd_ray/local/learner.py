@@ -54,7 +54,9 @@ class LocalLearner:
             ModelError: a model folder cannot be used, or the tokenizers differ.
         """
         if config.dtype is not DType.FLOAT32:
-            logger.warning("the learner in this process computes in float32, not in learner.dtype=%s", config.dtype)
+            logger.warning(
+                "the learner in this process computes in float32, not in learner.dtype=%s", config.dtype
+            )
         torch.manual_seed(seed)
         self.policy_version = 0
         self._config = config
@@ -100,7 +102,9 @@ class LocalLearner:
         """Add the gradients of one rank's micro-batches; returns their share of the loss."""
         total = 0.0
         for micro_batch in filter(None, batch.micro_batches[rank]):
-            tensors = collate(micro_batch, pad_id=0, hidden_width=self._teacher_head.shape[1]).to(self._device)
+            tensors = collate(micro_batch, pad_id=0, hidden_width=self._teacher_head.shape[1]).to(
+                self._device
+            )
             loss = micro_batch_loss(
                 self.module, tensors, teacher_head=self._teacher_head, num_loss_tokens=batch.num_loss_tokens
             )

@@ -206,6 +206,7 @@ def _vocab_size(student_rows: int, teacher_rows: int, vocab_size: int | None) ->
         return student_rows
     if not 1 <= vocab_size <= min(student_rows, teacher_rows):
         raise ValueError(
-            f"vocab_size: got {vocab_size}; expected 1 to {min(student_rows, teacher_rows)}, the rows of the smaller head"
+            f"vocab_size: got {vocab_size}; expected 1 to {min(student_rows, teacher_rows)}, "
+            "the rows of the smaller head"
         )
     return vocab_size

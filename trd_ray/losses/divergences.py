@@ -53,7 +53,9 @@ def token_divergence(
     return divergence_from_logits(student_logits, teacher_logits, options=options)
 
 
-def divergence_from_logits(student_logits: Tensor, teacher_logits: Tensor, *, options: DivergenceOptions) -> Tensor:
+def divergence_from_logits(
+    student_logits: Tensor, teacher_logits: Tensor, *, options: DivergenceOptions
+) -> Tensor:
     """`token_divergence` with its options already checked. `[N, V]` and `[N, V]` -> `[N]`.
 
     Raises:

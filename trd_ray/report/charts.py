@@ -45,7 +45,8 @@ def _whole_percent(value: float) -> str:
 
 def number(value: float) -> str:
     """Three significant digits, plain where that is short."""
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    # From 999.5 on, three digits would be rounded up to 1e+03.
+    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:,.0f}"
 
 
 def group(steps: Sequence[StepMetrics], value: Value, *, most: int) -> tuple[list[float], list[float | None]]:

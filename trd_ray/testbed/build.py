@@ -62,7 +62,7 @@ class BuildPlan:
     student_checkpoints: tuple[int, ...] = (40, 100, 200)
     num_rollouts: int = 1500
     """Rollouts of each checkpoint."""
-    student_slip_rate: float = 0.24
+    student_slip_rate: float = 0.27
     """Share of the steps that are slips in the student's corpus; a few more cannot be placed."""
 
 
@@ -171,9 +171,7 @@ def _sample_rollouts(
             rollouts += [
                 InitialSolution(terms=terms, text=s.text) for terms, s in zip(problems, samples, strict=True)
             ]
-        report(
-            BuildProgress(stage="rollouts", num_done=index + 1, num_total=len(checkpoints), loss=None)
-        )
+        report(BuildProgress(stage="rollouts", num_done=index + 1, num_total=len(checkpoints), loss=None))
     return rollouts
 
 
@@ -200,6 +198,4 @@ class _Recorder:
             self.checkpoints.append(
                 {name: torch.clone(tensor) for name, tensor in self._model.state_dict().items()}
             )
-        self._report(
-            BuildProgress(stage=self._stage, num_done=step, num_total=self._num_steps, loss=loss)
-        )
+        self._report(BuildProgress(stage=self._stage, num_done=step, num_total=self._num_steps, loss=loss))

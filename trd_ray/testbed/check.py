@@ -96,9 +96,7 @@ CheckProgress = Callable[[str], None]
 """Called with the name of each measurement before it is made."""
 
 
-def check(
-    models_dir: Path, *, num_problems: int = 1000, seed: int = 0, report: CheckProgress
-) -> CheckReport:
+def check(models_dir: Path, *, num_problems: int = 1000, seed: int = 0, report: CheckProgress) -> CheckReport:
     """Measure the models in the folders `teacher`, `student` and `weak_student` of `models_dir`.
 
     Every rate is over the same `num_problems` held-out problems. Takes about 3 minutes on two cores
@@ -204,9 +202,11 @@ class _Bench:
     ) -> tuple[RewriteRates, ...]:
         """How a model rewrites the wrong solutions of each source."""
         return tuple(
-            self._rewrite_rates(source, initial, self.answer(
-                f"{who}, {template} of {source}", model, template, initial_solutions=initial
-            ))
+            self._rewrite_rates(
+                source,
+                initial,
+                self.answer(f"{who}, {template} of {source}", model, template, initial_solutions=initial),
+            )
             for source, initial in sources.items()
         )
 

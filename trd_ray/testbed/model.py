@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import torch
@@ -36,12 +37,13 @@ def new_model(*, seed: int) -> Qwen3ForCausalLM:
 def save_model(model: Qwen3ForCausalLM, folder: Path) -> None:
     """Write a model folder: bfloat16 weights, configuration and tokenizer. `model` is not changed."""
     tokenizer = build_tokenizer()
-    copy = Qwen3ForCausalLM(model.config)
-    copy.load_state_dict(model.state_dict())
-    copy.generation_config = GenerationConfig(
+    shipped = copy.deepcopy(model).to(torch.bfloat16)
+    shipped.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True
     )
-    copy.to(torch.bfloat16).save_pretrained(folder)
+    shipped.save_pretrained(folder)
+    # Written for its owner only, which a package must not be.
+    (folder / "model.safetensors").chmod(0o644)
     tokenizer.save_pretrained(folder)
 
 

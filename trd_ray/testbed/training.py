@@ -158,4 +158,3 @@ def _train_step(
         loss.backward()
         total += loss.item()
     return total
-

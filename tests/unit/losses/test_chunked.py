@@ -13,7 +13,9 @@ from trd_ray.losses import chunked_token_divergence, token_divergence
 VOCAB, WIDTH, TEACHER_WIDTH = 11, 6, 5
 
 
-def make_inputs(*, num: int, seed: int = 0, dtype: torch.dtype = torch.float64, rows: int = VOCAB) -> list[Tensor]:
+def make_inputs(
+    *, num: int, seed: int = 0, dtype: torch.dtype = torch.float64, rows: int = VOCAB
+) -> list[Tensor]:
     """student_hidden, student_head, teacher_hidden, teacher_head."""
     generator = torch.Generator().manual_seed(seed)
     shapes = ((num, WIDTH), (rows, WIDTH), (num, TEACHER_WIDTH), (rows, TEACHER_WIDTH))
@@ -22,7 +24,9 @@ def make_inputs(*, num: int, seed: int = 0, dtype: torch.dtype = torch.float64, 
 
 def plain(inputs: list[Tensor], *, divergence: str = "forward_kl") -> Tensor:
     student_hidden, student_head, teacher_hidden, teacher_head = inputs
-    return token_divergence(student_hidden @ student_head.T, teacher_hidden @ teacher_head.T, divergence=divergence)
+    return token_divergence(
+        student_hidden @ student_head.T, teacher_hidden @ teacher_head.T, divergence=divergence
+    )
 
 
 def gradients(values: Tensor, weights: Tensor, inputs: list[Tensor]) -> tuple[Tensor, ...]:
@@ -39,7 +43,9 @@ def test_values_and_gradients_equal_the_plain_divergence(divergence: str, chunk_
     chunked = chunked_token_divergence(*inputs, chunk_size=chunk_size, divergence=divergence)
     expected = plain(inputs, divergence=divergence)
     torch.testing.assert_close(chunked, expected)
-    for got, want in zip(gradients(chunked, weights, inputs), gradients(expected, weights, inputs), strict=True):
+    for got, want in zip(
+        gradients(chunked, weights, inputs), gradients(expected, weights, inputs), strict=True
+    ):
         torch.testing.assert_close(got, want)
 
 
@@ -78,7 +84,12 @@ def test_rows_beyond_the_shared_vocabulary_are_left_out() -> None:
     cut = [student_hidden, student_head[:VOCAB], teacher_hidden, teacher_head[:VOCAB]]
     # The two heads are padded differently, as 151,936 and 152,064 rows over one tokenizer are.
     value = chunked_token_divergence(
-        student_hidden, student_head, teacher_hidden, teacher_head[: VOCAB + 2], chunk_size=2, vocab_size=VOCAB
+        student_hidden,
+        student_head,
+        teacher_hidden,
+        teacher_head[: VOCAB + 2],
+        chunk_size=2,
+        vocab_size=VOCAB,
     )
     torch.testing.assert_close(value, plain(cut))
     (gradient,) = torch.autograd.grad(value.sum(), student_head)

@@ -156,7 +156,9 @@ def test_equal_logits_give_zero_and_no_gradient(divergence: str) -> None:
 def test_bfloat16_logits_are_computed_in_float32() -> None:
     student, teacher = (logits.to(torch.bfloat16) for logits in random_pair())
     value = token_divergence(student, teacher)
-    expected, _ = reference_divergence(student.double().numpy(), teacher.double().numpy(), divergence="forward_kl")
+    expected, _ = reference_divergence(
+        student.double().numpy(), teacher.double().numpy(), divergence="forward_kl"
+    )
     assert value.dtype == torch.float32
     np.testing.assert_allclose(value.numpy(), expected, rtol=1e-5)
 
@@ -192,5 +194,7 @@ def test_options_that_are_unknown_or_not_offered_are_refused(option: dict[str, o
 
 
 def test_shapes_that_differ_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"student_logits has shape \(2, 3\), teacher_logits has shape \(2, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"student_logits has shape \(2, 3\), teacher_logits has shape \(2, 4\)"
+    ):
         token_divergence(torch.zeros(2, 3), torch.zeros(2, 4))

@@ -152,6 +152,7 @@ def test_a_loss_that_is_not_finite_is_a_gap_and_a_warning(tmp_path):
             writer.on_step(dataclasses.replace(step, loss=math.nan if step.learner_step == 2 else step.loss))
     html, _ = page_of(folder)
     assert "The loss is not finite in 1 steps, first in step 2" in html
+    assert "nan" not in re.findall(r"<td>(.*?)</td>", html.lower())
     assert "NaN" not in html
 
 

@@ -85,5 +85,7 @@ def test_grouping_and_smoothing():
 
 
 def test_numbers():
-    assert [number(v) for v in (0.000123, 1.2345, 999, 12345)] == ["0.000123", "1.23", "999", "12,345"]
+    assert [number(v) for v in (0.000123, 1.2345, 999.4, 999.6, 12345)] == [
+        "0.000123", "1.23", "999", "1,000", "12,345",
+    ]  # fmt: skip
     assert percent(0.4951) == "49.5%"

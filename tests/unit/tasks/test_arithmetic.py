@@ -109,7 +109,8 @@ def test_problems_are_unique_and_in_range() -> None:
         terms = parse_problem(problem.problem)
         assert 3 <= len(terms) <= 5
         totals = [sum(terms[: i + 1]) for i in range(len(terms))]
-        assert 0 <= min(totals) and max(totals) <= MAX_TOTAL
+        assert min(totals) >= 0
+        assert max(totals) <= MAX_TOTAL
         assert all(1 <= abs(term) <= 99 for term in terms)
         assert problem.answer == str(totals[-1])
 

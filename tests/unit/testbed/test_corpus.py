@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from random import Random
 
 from trd_ray.tasks.arithmetic import ArithmeticTask, Split, solve, split_of
@@ -20,7 +21,7 @@ def test_slips_are_well_formed_and_later_steps_build_on_them() -> None:
         grade = TASK.grade(make_problem(terms), "\n".join(lines))
         assert grade.num_steps == len(terms) - 1
         num_wrong += not grade.correct
-        for line, next_line in zip(lines, lines[1:], strict=False):
+        for line, next_line in pairwise(lines):
             result = line.split("=")[1]
             assert next_line == f"#{result}" or next_line.startswith((f"{result}+", f"{result}-"))
     assert 150 < num_wrong < 280

@@ -35,7 +35,4 @@ def test_student_solves_some() -> None:
 
 def test_held_out_problems_are_the_same_everywhere() -> None:
     first = [p.problem for p in generate_problems(seed=5, split=Split.HELD_OUT, num=3)]
-    assert first == HELD_OUT_5
-
-
-HELD_OUT_5: list[str] = []
+    assert first == ["73+8+13", "96-62-25", "63-40+76-83+78"]

@@ -18,7 +18,9 @@ def test_greedy_batch_equals_generate_one_by_one() -> None:
     samples = sample(model, TOKENIZER, USERS, SamplerSettings(temperature=0.0, max_new_tokens=12))
     for one in samples:
         ids = torch.tensor([one.prompt_ids])
-        expected = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12)
+        expected = model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12
+        )
         assert one.token_ids == tuple(expected[0, ids.shape[1] :].tolist())
 
 

@@ -24,7 +24,9 @@ def test_printable_text_round_trips(text: str) -> None:
     assert TOKENIZER.decode(TOKENIZER.encode(text)) == text
 
 
-@pytest.mark.parametrize("text", ["Keep correct steps, fix errors.", " step  by steppe", "12+7=19\n#19", "it 's , ok ."])
+@pytest.mark.parametrize(
+    "text", ["Keep correct steps, fix errors.", " step  by steppe", "12+7=19\n#19", "it 's , ok ."]
+)
 def test_words_and_spaces_round_trip(text: str) -> None:
     assert TOKENIZER.decode(TOKENIZER.encode(text)) == text
 
