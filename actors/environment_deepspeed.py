@@ -1,4 +1,4 @@
-"""The environment variables and switches that DeepSpeed needs, a reason beside each."""
+"""The environment, the switches and the configuration that DeepSpeed needs, a reason beside each."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import ipaddress
 import os
 import socket
 
-SHARED_MEMORY_OP = "deepspeed_shm_comm"
+from trd_ray.config import Device, DType, LearnerConfig
+
+_SHARED_MEMORY_OP = "deepspeed_shm_comm"
+_REDUCE_BUCKET_NUMEL = 50_000_000
+"""Gradient elements that are reduced together. DeepSpeed's default buffer is ten times that."""
 
 
 def set_learner_environment(
@@ -47,9 +51,29 @@ def skip_shared_memory_op() -> None:
     It speeds up one collective of inference, which training never calls, and it costs a C++
     compiler and the better part of a minute. DeepSpeed asks this table before it builds an op.
     """
-    import deepspeed.ops
+    import deepspeed.ops  # type: ignore[import-untyped]
 
-    deepspeed.ops.__compatible_ops__[SHARED_MEMORY_OP] = False
+    deepspeed.ops.__compatible_ops__[_SHARED_MEMORY_OP] = False
+
+
+def deepspeed_config(config: LearnerConfig) -> dict[str, object]:
+    """DeepSpeed's own configuration; each value follows from ours."""
+    return {
+        # Both are nominal: packing decides what a micro-batch holds, and how many there are.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.optimizer.max_grad_norm,
+        "zero_optimization": {
+            "stage": config.zero_stage,
+            "reduce_bucket_size": _REDUCE_BUCKET_NUMEL,
+            # There is one stream on a CPU.
+            "overlap_comm": config.device is Device.CUDA,
+        },
+        "bf16": {"enabled": config.dtype is DType.BFLOAT16},
+        # Micro-batches are summed in float32 also where the weights are bfloat16.
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "steps_per_print": 1_000_000_000,
+    }
 
 
 def _is_loopback(address: str) -> bool:

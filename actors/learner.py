@@ -20,10 +20,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from actors.environment_deepspeed import set_learner_environment, skip_shared_memory_op
+from actors.environment_deepspeed import deepspeed_config, set_learner_environment, skip_shared_memory_op
 from actors.learner_weights import GATHER_BUCKET_BYTES, gathered_weights, manifest_of
 from trd_ray.batching import collate
-from trd_ray.config import Device, Divergence, DType, LearnerConfig
+from trd_ray.config import Device, Divergence, LearnerConfig
 from trd_ray.errors import CheckpointError, describe
 from trd_ray.learner_checkpoint import (
     HF_FOLDER,
@@ -56,8 +56,6 @@ Sent = TypeVar("Sent")
 
 _DEEPSPEED_FOLDER = "deepspeed"
 _TAG = "state"
-_REDUCE_BUCKET_NUMEL = 50_000_000
-"""Gradient elements that are reduced together. DeepSpeed's default buffer is ten times that."""
 
 
 class LearnerRank:
@@ -382,26 +380,6 @@ class LearnerRank:
             dtype=self._config.dtype.value,
             num_parameters=self.manifest(self._config.dtype.value).num_parameters,
         )
-
-
-def deepspeed_config(config: LearnerConfig) -> dict[str, object]:
-    """DeepSpeed's own configuration; each value follows from ours."""
-    return {
-        # Both are nominal: packing decides what a micro-batch holds, and how many there are.
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": config.optimizer.max_grad_norm,
-        "zero_optimization": {
-            "stage": config.zero_stage,
-            "reduce_bucket_size": _REDUCE_BUCKET_NUMEL,
-            # There is one stream on a CPU.
-            "overlap_comm": config.device is Device.CUDA,
-        },
-        "bf16": {"enabled": config.dtype is DType.BFLOAT16},
-        # Micro-batches are summed in float32 also where the weights are bfloat16.
-        "data_types": {"grad_accum_dtype": "fp32"},
-        "steps_per_print": 1_000_000_000,
-    }
 
 
 LearnerRankActor = ray.remote(LearnerRank)

@@ -45,7 +45,7 @@ def gathered_weights(
 def _gather(parameters: list[nn.Parameter], *, zero_stage: int) -> AbstractContextManager[None]:
     if zero_stage < 3:
         return nullcontext()
-    from deepspeed.runtime.zero import GatheredParameters
+    from deepspeed.runtime.zero import GatheredParameters  # type: ignore[import-untyped]
 
     context: AbstractContextManager[None] = GatheredParameters(parameters)
     return context

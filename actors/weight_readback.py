@@ -10,6 +10,7 @@ does not tell apart. Axis letters: N outputs, K inputs, V vocabulary, D hidden w
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any, cast
 
 import torch
 from vllm.distributed import get_tp_group
@@ -40,7 +41,10 @@ def named_weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
             _check_packed_head(path, module)
             if id(module.weight) not in seen:
                 seen.add(id(module.weight))
-                yield f"{path}.weight", _whole(module.weight, 0, 1)[: module.org_vocab_size]
+                yield (
+                    f"{path}.weight",
+                    _whole(cast("torch.Tensor", module.weight), 0, 1)[: module.org_vocab_size],
+                )
         else:
             for name, parameter in module.named_parameters(recurse=False):
                 yield f"{path}.{name}", parameter
@@ -62,7 +66,7 @@ def _linear(path: str, layer: LinearBase, fused: dict[str, list[str]]) -> Iterat
     weight_NK = _linear_weight(path, layer)
     parent, _, leaf = path.rpartition(".")
     names = [f"{parent}.{part}" for part in fused[leaf]] if leaf in fused else [path]
-    sizes = list(layer.output_partition_sizes)
+    sizes = list(cast("Any", layer.output_partition_sizes))
     if len(sizes) != len(names):
         raise RuntimeError(f"{path} has {len(sizes)} parts, expected {len(names)}: {names}")
     bias = getattr(layer, "bias", None)
@@ -82,18 +86,19 @@ def _linear(path: str, layer: LinearBase, fused: dict[str, list[str]]) -> Iterat
 
 def _linear_weight(path: str, layer: LinearBase) -> torch.Tensor:
     """Return the [N, K] weight of this worker's shard: stored, or asked of the packed kernel."""
-    weight = getattr(layer, "weight", None)
+    weight = cast("torch.Tensor | None", getattr(layer, "weight", None))
     if weight is None or not weight.dtype.is_floating_point:
         raise RuntimeError(f"{path} is quantised; its weights cannot be compared with the learner's")
     if weight.numel() > 0:
         return weight
-    return _through_kernel(layer, layer.input_size_per_partition, weight.dtype)
+    return _through_kernel(layer, cast("int", layer.input_size_per_partition), weight.dtype)
 
 
 def _through_kernel(layer: torch.nn.Module, width: int, dtype: torch.dtype) -> torch.Tensor:
     """Return the [N, K] weight that the layer's kernel computes with."""
     identity_KK = torch.eye(width, dtype=dtype)
-    parts = [layer.quant_method.apply(layer, rows, None) for rows in identity_KK.split(_IDENTITY_ROWS)]
+    kernel = cast("Any", layer.quant_method)  # torch types a module's attributes as modules
+    parts = [kernel.apply(layer, rows, None) for rows in identity_KK.split(_IDENTITY_ROWS)]
     return torch.cat(parts).t()
 
 

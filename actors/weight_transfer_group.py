@@ -12,9 +12,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
-from torch.distributed import PrefixStore, ProcessGroupGloo, TCPStore
+import torch.distributed
 
 from trd_ray.weights import TensorSpec, WeightManifest
 
@@ -22,6 +23,7 @@ ALIGNMENT = 64
 """Bytes to which each tensor of a bucket is aligned, so that a view of any dtype is legal."""
 TRAILER_BYTES = 40
 """The policy version (8 bytes, little-endian) and the SHA-256 (32) that end a push."""
+_c10d: Any = torch.distributed  # torch leaves its stores and process groups untyped
 _POLL_S = 0.005
 _DONE = "done"
 _ERROR = "error: "
@@ -106,10 +108,10 @@ class TransferGroup:
         self._address = address
         self._port = port
         self._num_pushes = 0
-        self._gloo: ProcessGroupGloo | None = None
+        self._gloo: Any = None
         # The store takes over the descriptor of the listener.
         descriptor = None if listener is None else listener.detach()
-        self._store = TCPStore(
+        self._store = _c10d.TCPStore(
             host_name=address,
             port=port,
             world_size=world_size,
@@ -128,13 +130,14 @@ class TransferGroup:
         self._store.set(f"joined/{self.rank}", "1")
         if self.rank == 0:
             self._await_joined()
-        options = ProcessGroupGloo._Options()
+        gloo = _c10d.ProcessGroupGloo
+        options = gloo._Options()
         own_address = local_address_towards(self._address, self._port)
         # Without a host name gloo would listen on the address of the machine's own name.
-        options._devices = [ProcessGroupGloo.create_device(hostname=own_address)]
+        options._devices = [gloo.create_device(hostname=own_address)]
         options._timeout = timedelta(seconds=self.timeout_s)
-        store = PrefixStore("gloo", self._store)
-        self._gloo = ProcessGroupGloo(store, self.rank, self.world_size, options)
+        store = _c10d.PrefixStore("gloo", self._store)
+        self._gloo = gloo(store, self.rank, self.world_size, options)
 
     def _await_joined(self) -> None:
         deadline = time.monotonic() + self.timeout_s
@@ -155,7 +158,8 @@ class TransferGroup:
         """
         if self._gloo is None:
             raise RuntimeError("TransferGroup: broadcast before connect()")
-        return self._gloo.broadcast(buffer, 0, timedelta(seconds=self.timeout_s))
+        work: torch.distributed.Work = self._gloo.broadcast(buffer, 0, timedelta(seconds=self.timeout_s))
+        return work
 
     def begin_push(self) -> int:
         """Count one more push; both ends count alike, so the number names its progress lines."""

@@ -13,7 +13,7 @@ import select
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from vllm.distributed.weight_transfer.base import (
@@ -149,7 +149,7 @@ class CpuWeightTransferEngine(WeightTransferEngine[CpuInitInfo, CpuUpdateInfo]):
 
     def finish_weight_update(self) -> None:
         """Close the layers and pack their weights."""
-        finalize_layerwise_reload(self.model, self.model_config)
+        finalize_layerwise_reload(self.model, self.model_config)  # type: ignore[no-untyped-call]
         repack_tied_heads(self.model)
 
     def update_weights(self, update_info: dict[str, object]) -> None:
@@ -179,7 +179,7 @@ class CpuWeightTransferEngine(WeightTransferEngine[CpuInitInfo, CpuUpdateInfo]):
             raise
         finally:
             if not finished:
-                finalize_layerwise_reload(self.model, self.model_config)
+                finalize_layerwise_reload(self.model, self.model_config)  # type: ignore[no-untyped-call]
         group.report_done(push)
 
     def _receive(self, group: TransferGroup, push: int, update_info: CpuUpdateInfo) -> None:
@@ -190,7 +190,7 @@ class CpuWeightTransferEngine(WeightTransferEngine[CpuInitInfo, CpuUpdateInfo]):
             tensors = [(entry.spec.name, bucket_view(buffer, entry)) for entry in bucket.entries]
             for name, tensor in tensors:
                 checksum.add(name, tensor)
-            self._loaded |= self.model.load_weights(tensors) or set()
+            self._loaded |= cast("Any", self.model).load_weights(tensors)
             group.report(push, str(index))
         trailer = torch.empty(TRAILER_BYTES, dtype=torch.uint8)
         group.broadcast(trailer).wait()

@@ -242,7 +242,7 @@ def _cut_to_fit(
     length. Each candidate is measured as a finished prompt, because tokens may join at its borders.
     """
     whole = encode(text)
-    if len(whole) <= max_prompt_tokens or len(token_ids) == 0:
+    if len(whole) <= max_prompt_tokens or not text:
         return _Cut(token_ids=whole, num_cut=0, text=text)
     kept_text, kept_prompt, kept = notice, encode(notice), 0
     if len(kept_prompt) <= max_prompt_tokens:

@@ -110,7 +110,7 @@ class WeightChecksum:
         head = f"{name}\0{dtype_name(tensor.dtype)}\0{list(tensor.shape)}\0".encode()
         digest = hashlib.sha256()
         for chunk in _canonical_chunks(tensor):
-            digest.update(memoryview(chunk.view(torch.uint8).numpy()))
+            digest.update(chunk.view(torch.uint8).numpy().data)
         self._digests[name] = head + digest.digest()
 
     def digest(self) -> bytes:

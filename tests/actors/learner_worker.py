@@ -46,14 +46,21 @@ class Case:
         )
 
 
+FAILING = ("zero1", "zero2", "zero3")
+"""Cases whose groups are also made to fail."""
+
 CASES = (
     Case(name="zero1", zero_stage=1),
     Case(name="zero2", zero_stage=2),
     Case(name="zero3", zero_stage=3),
-    Case(name="zero1_reverse", zero_stage=1, divergence=Divergence.REVERSE_KL),
-    Case(name="zero3_untied_recompute", zero_stage=3, student="untied", activation_checkpointing=True),
+    Case(
+        name="zero3_untied_recompute_reverse",
+        zero_stage=3,
+        student="untied",
+        activation_checkpointing=True,
+        divergence=Divergence.REVERSE_KL,
+    ),
     Case(name="zero1_bfloat16", zero_stage=1, dtype=DType.BFLOAT16),
-    Case(name="zero2_bfloat16", zero_stage=2, dtype=DType.BFLOAT16),
     Case(name="zero3_bfloat16", zero_stage=3, dtype=DType.BFLOAT16),
 )
 
@@ -147,7 +154,8 @@ def run_case(case: Case, start, rank: int, world_size: int, checkpoint: Path) ->
     for step in (3, 4):
         result.resumed_losses.append(resumed.learn(make_batch(step, num_ranks=world_size)).loss)
     result.resumed_weights = collect(resumed)
-    fail_on_purpose(case, result, start, checkpoint, world_size)
+    if case.name in FAILING:
+        fail_on_purpose(case, result, start, checkpoint, world_size)
     return result
 
 

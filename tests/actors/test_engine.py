@@ -117,8 +117,9 @@ def test_logprobs_are_those_of_the_model_before_temperature_and_top_k(rig: Rig) 
     assert completion.logprobs.dtype == np.float32
     assert completion.stop_reason is StopReason.LENGTH
     assert len(completion.token_ids) == 24
-    np.testing.assert_allclose(completion.logprobs, model_logprobs(load_model(rig.model), completion), atol=1e-3)
-    assert rig.run(engine.weight_checksum()) == checksum_named(load_model(rig.model).named_parameters())
+    model = load_model(rig.model)
+    np.testing.assert_allclose(completion.logprobs, model_logprobs(model, completion), atol=1e-3)
+    assert rig.run(engine.weight_checksum()) == checksum_named(model.named_parameters())
 
 
 def test_an_end_token_is_the_last_of_the_tokens(rig: Rig) -> None:

@@ -12,7 +12,7 @@ import torch
 import torch.multiprocessing as multiprocessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.actors.learner_worker import CASES, NUM_STEPS, Case, Result, make_batch, run_rank
+from tests.actors.learner_worker import CASES, FAILING, NUM_STEPS, Case, Result, make_batch, run_rank
 from tests.tiny_models import make_tiny_qwen3
 from trd_ray.config import DType
 from trd_ray.learner_checkpoint import HEADER_FILE
@@ -100,7 +100,8 @@ def test_losses_and_weights_are_those_of_the_plain_learner(name, world_size, res
     weights = results[world_size][0][name].weights
     assert list(weights) == list(plain[name].weights)
     for key, tensor in weights.items():
-        torch.testing.assert_close(tensor, plain[name].weights[key], rtol=RTOL, atol=1e-5)
+        # Where a gradient is near zero, Adam turns its float noise into a share of a whole step of 3e-3.
+        torch.testing.assert_close(tensor, plain[name].weights[key], rtol=RTOL, atol=1e-4)
 
 
 @worlds
@@ -179,7 +180,7 @@ def test_probe_is_the_model_s_log_probability(name, world_size, results, folder)
 
 
 @worlds
-@pytest.mark.parametrize("name", ALL_CASES)
+@pytest.mark.parametrize("name", FAILING)
 def test_failures_are_named_on_every_rank_and_change_no_weights(name, world_size, results) -> None:
     case = next(case for case in CASES if case.name == name)
     for rank in range(world_size):

@@ -50,9 +50,7 @@ def receive(group: TransferGroup, manifest: WeightManifest, bucket_bytes: int) -
     return received
 
 
-def open_group(
-    sender: WeightSender, pool: ThreadPoolExecutor, names: tuple[str, ...]
-) -> list[TransferGroup]:
+def open_group(sender: WeightSender, pool: ThreadPoolExecutor, names: tuple[str, ...]) -> list[TransferGroup]:
     endpoints = sender.listen([Receiver(name=name) for name in names])
     joining = [pool.submit(join, endpoint) for endpoint in endpoints]
     sender.open()
@@ -170,7 +168,8 @@ def test_buckets_hold_each_tensor_once_aligned_and_within_the_limit() -> None:
         )
     )
     buckets = plan_buckets(manifest, 200)
-    assert [[entry.spec.name for entry in bucket.entries] for bucket in buckets] == [["0", "1"], ["2"], ["3", "4"]]
+    names = [[entry.spec.name for entry in bucket.entries] for bucket in buckets]
+    assert names == [["0", "1"], ["2"], ["3", "4"]]
     assert all(entry.offset % 64 == 0 for bucket in buckets for entry in bucket.entries)
 
 

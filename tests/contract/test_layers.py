@@ -27,9 +27,7 @@ MOST_LINES_FUNCTION = 60
 
 def test_trd_ray_is_imported_without_ray_vllm_and_deepspeed():
     modules = [
-        m.name
-        for m in pkgutil.walk_packages(trd_ray.__path__, "trd_ray.")
-        if not m.name.endswith("__main__")
+        m.name for m in pkgutil.walk_packages(trd_ray.__path__, "trd_ray.") if not m.name.endswith("__main__")
     ]
     assert len(modules) > 30
     code = (
@@ -39,6 +37,7 @@ def test_trd_ray_is_imported_without_ray_vllm_and_deepspeed():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert done.returncode == 0, done.stderr
+    # transformers itself loads deepspeed where it is installed; that trd_ray never does is held by lint.
     assert done.stdout.strip().splitlines()[-1] == "[]"
 
 

@@ -48,6 +48,13 @@ def make_batch(learner_step: int, *, num_ranks: int = 1, micro_batch_tokens: int
     )
 
 
+async def test_between_steps_the_module_is_ready_to_generate(models: Path) -> None:
+    learner = make_learner(models)
+    assert not learner.module.training
+    await learner.learn(make_batch(1))
+    assert not learner.module.training
+
+
 async def test_split_changes_nothing_and_the_loss_falls(models: Path) -> None:
     one, many = make_learner(models), make_learner(models)
     losses = []
@@ -118,6 +125,15 @@ async def test_a_nan_stops_the_step_before_the_weights_change(models: Path) -> N
         await learner.learn(replace(batch, micro_batches=(batch.micro_batches[0], poisoned)))
     assert all(torch.equal(tensor, before[name]) for name, tensor in learner.named_weights())
     assert learner.policy_version == 0
+
+
+async def test_a_gradient_that_is_not_finite_stops_the_step_too(models: Path) -> None:
+    learner = make_learner(models)
+    before = {name: tensor.clone() for name, tensor in learner.named_weights()}
+    learner.module.model.get_decoder().norm.weight.register_hook(lambda gradient: gradient * np.nan)
+    with pytest.raises(RunFailedError, match=r"(?s)gradient norm is not a finite number.*learner step 1"):
+        await learner.learn(make_batch(1))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in learner.named_weights())
 
 
 async def test_weights_are_named_as_in_the_model_folder(models: Path) -> None:

@@ -112,9 +112,7 @@ def make_run(tmp_path: Path, *, name: str = "run", open_existing: bool = False, 
         recorder=Recorder(folder, keep_checkpoints=config.run.keep_checkpoints),
         observer=observer,
     )
-    return Run(
-        config, folder, generator, teacher, learner, sync, prompts, observer, stream, pipeline
-    )
+    return Run(config, folder, generator, teacher, learner, sync, prompts, observer, stream, pipeline)
 
 
 async def test_each_step_rolls_out_refines_scores_learns_and_pushes(tmp_path: Path):

@@ -183,7 +183,7 @@ def test_the_same_rollout_gives_the_same_prompt() -> None:
 def test_an_empty_rollout_has_nothing_to_cut() -> None:
     empty = rollout(completion("", stop=StopReason.LENGTH))
     full = len(build(empty, budget=WIDE).token_ids)
-    prompt = build(empty, budget=full - 100)
+    prompt = build(empty, budget=full - 70)
     assert cuts(prompt)[0] == 0
     assert ROLLOUT_NOTICE not in text_of(prompt.token_ids)
     assert cuts(prompt)[1] > 0

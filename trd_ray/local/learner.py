@@ -66,7 +66,8 @@ class LocalLearner:
             config, student=student, teacher=teacher, divergence=divergence, dtype=DType.FLOAT32
         )
         self._device = torch.device(config.device.value)
-        self.module = module.to(self._device)
+        # In training mode only within a step: others generate with this module between steps.
+        self.module = module.to(self._device).eval()
         self._teacher_head = teacher_head.to(self._device)
         self._optimizer = make_optimizer(self.module, config.optimizer)
 
@@ -82,6 +83,7 @@ class LocalLearner:
         self._optimizer.zero_grad(set_to_none=True)
         self.module.train()
         total = sum(self._accumulate(batch, rank) for rank in range(len(batch.micro_batches)))
+        self.module.eval()
         norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self._config.optimizer.max_grad_norm)
         require_finite(norm.item(), "gradient norm", learner_step=batch.learner_step, rank=0)
         for group in self._optimizer.param_groups:

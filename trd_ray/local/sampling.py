@@ -67,7 +67,9 @@ def sample(
             logits_to_keep=1,
         )
         past = output.past_key_values
-        next_B = torch.tensor([row.step(logits_V) for row, logits_V in zip(rows, output.logits[:, -1], strict=True)])
+        next_B = torch.tensor(
+            [row.step(logits_V) for row, logits_V in zip(rows, output.logits[:, -1], strict=True)]
+        )
         if all(row.stop_reason is not None for row in rows):
             break
         ids_BP = next_B.to(device)[:, None]

@@ -108,7 +108,7 @@ class _ChunkedDivergence(torch.autograd.Function):
         return values
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: FunctionCtx, grad_values: Tensor) -> tuple[Tensor | None, ...]:
         student_hidden, student_head, teacher_hidden, teacher_head = ctx.saved_tensors  # type: ignore[attr-defined]
         vocab, chunk_size, options = ctx.fixed  # type: ignore[attr-defined]
@@ -165,7 +165,7 @@ def _matmul_ready(rows: Tensor, hidden: Tensor) -> Tensor:
 def _product(left: Tensor, right: Tensor) -> Tensor:
     """`left @ right` in float32 (float64 if `right` is), never rounded to 16 bits."""
     if right.is_cuda and right.dtype in (torch.bfloat16, torch.float16):
-        return torch.mm(left.to(right.dtype), right, out_dtype=torch.float32)  # type: ignore[call-overload,no-any-return]
+        return torch.mm(left.to(right.dtype), right, out_dtype=torch.float32)
     return left.to(right.dtype) @ right
 
 

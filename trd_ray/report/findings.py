@@ -127,7 +127,8 @@ def duration(seconds: float) -> str:
 
 def findings(run: RunData) -> list[Finding]:
     """Most important first: the result, then what looks wrong, then how the run went."""
-    found = [_eval_finding(first, last) for first, last in first_and_last(run.evals) if first is not last]
+    results = [_eval_finding(first, last) for first, last in first_and_last(run.evals) if first is not last]
+    found: list[Finding] = []
     if run.steps:
         found += _refinement_findings(run.steps)
         found += _health_findings(run.steps)
@@ -148,19 +149,25 @@ def findings(run: RunData) -> list[Finding]:
                 "or it was stopped. All numbers are so far.",
             )
         )
-    return found
+    return results + sorted(found, key=lambda finding: finding.level != "warn")
 
 
 def _eval_finding(first: EvalReport, last: EvalReport) -> Finding:
     change = last.avg_at_k - first.avg_at_k
+    if not change:
+        return Finding(
+            level="info",
+            text=f"avg@{last.num_samples} on {last.dataset} is {percent(last.avg_at_k)} at step "
+            f"{last.learner_step}, as at step {first.learner_step}.",
+        )
     apart = first.avg_ci95[1] < last.avg_ci95[0] or last.avg_ci95[1] < first.avg_ci95[0]
-    word = "rose" if change > 0 else "fell" if change < 0 else "stayed the same"
-    by = f" by {percent(abs(change)).rstrip('%')} points" if change else ""
+    word = "rose" if change > 0 else "fell"
     sure = "do not overlap" if apart else "overlap, so this may be chance"
     return Finding(
         level=("good" if change > 0 else "warn") if apart else "info",
-        text=f"avg@{last.num_samples} on {last.dataset} {word}{by}, from {percent(first.avg_at_k)} at step "
-        f"{first.learner_step} to {percent(last.avg_at_k)} at step {last.learner_step}. "
+        text=f"avg@{last.num_samples} on {last.dataset} {word} by {100 * abs(change):.1f} points, "
+        f"from {percent(first.avg_at_k)} at step {first.learner_step} "
+        f"to {percent(last.avg_at_k)} at step {last.learner_step}. "
         f"The 95% intervals {sure}.",
     )
 

@@ -1,6 +1,6 @@
 """Writes run folders that look like real ones, through the writers that real runs use.
 
-    python tests/unit/report/fake_run.py FOLDER [--steps N] [--method refined|rollout]
+    python -m tests.unit.report.fake_run FOLDER [--steps N] [--done N] [--method refined|rollout]
 
 makes one to look at.
 """

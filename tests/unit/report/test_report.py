@@ -8,8 +8,8 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from fake_run import fake_run
 
+from tests.unit.report.fake_run import fake_run
 from trd_ray.errors import ConfigError, DataError
 from trd_ray.evaluation import GradedSample, summarise
 from trd_ray.metrics import MetricsWriter, read_metrics
@@ -181,6 +181,7 @@ def test_findings_tell_a_sure_change_from_an_unsure_one(tmp_path):
         (dataclasses.replace(last, avg_at_k=0.9, avg_ci95=(0.8, 1.0)), "good", "do not overlap"),
         (dataclasses.replace(last, avg_at_k=0.0, avg_ci95=(0.0, 0.01)), "warn", "fell by"),
         (dataclasses.replace(last, avg_at_k=0.3, avg_ci95=(0.0, 1.0)), "info", "this may be chance"),
+        (dataclasses.replace(last, avg_at_k=first.avg_at_k), "info", "as at step 0"),
     ):
         finding = findings(dataclasses.replace(run, evals=(first, end)))[0]
         assert finding.level == level

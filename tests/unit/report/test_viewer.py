@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from fake_run import fake_run
 
+from tests.unit.report.fake_run import fake_run
 from trd_ray.report.viewer import (
     MAX_CHARS,
     MAX_TRAJECTORIES,

@@ -1,0 +1,216 @@
+"""How the bytes of a push travel from the sender: one class a backend, with the same calls."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+import torch
+
+from actors.weight_transfer_group import TRAILER_BYTES, TransferGroup, bucket_view, plan_buckets
+from trd_ray.errors import ActorTimeoutError, MissingDependencyError, WeightSyncError, describe
+from trd_ray.weights import WeightChecksum, WeightManifest
+
+
+class Channel(Protocol):
+    """What differs between the backends on the sender's side."""
+
+    def connect(self) -> None: ...
+
+    def send(
+        self, tensors: Iterator[tuple[str, torch.Tensor]], manifest: WeightManifest, policy_version: int
+    ) -> WeightChecksum: ...
+
+    def close(self) -> None: ...
+
+
+class GlooChannel:
+    """Buckets by gloo broadcast, the last bucket on its way while the next is filled."""
+
+    def __init__(self, group: TransferGroup, names: dict[int, str], bucket_bytes: int) -> None:
+        self._group = group
+        self._names = names
+        self._bucket_bytes = bucket_bytes
+
+    def connect(self) -> None:
+        try:
+            self._group.connect()
+        except TimeoutError as error:
+            raise self._timeout("joining the transfer group", self._group.missing()) from error
+
+    def send(
+        self, tensors: Iterator[tuple[str, torch.Tensor]], manifest: WeightManifest, policy_version: int
+    ) -> WeightChecksum:
+        group = self._group
+        push = group.begin_push()
+        # Nobody waits in a broadcast before all are there: a missing generator costs no bucket.
+        self._require(group.await_receivers(push, done=False), push, "beginning the push")
+        checksum = WeightChecksum()
+        try:
+            self._broadcast_buckets(tensors, manifest, checksum)
+            trailer = policy_version.to_bytes(TRAILER_BYTES - 32, "little") + checksum.digest()
+            group.broadcast(torch.frombuffer(bytearray(trailer), dtype=torch.uint8)).wait()
+        except RuntimeError as error:
+            # gloo says that a wait ended, not whose fault it is; the progress lines do.
+            raise self._timeout(f"receiving policy version {policy_version}", group.slowest(push)) from error
+        self._require(group.await_receivers(push, done=True), push, "loading the push")
+        return checksum
+
+    def _broadcast_buckets(
+        self, tensors: Iterator[tuple[str, torch.Tensor]], manifest: WeightManifest, checksum: WeightChecksum
+    ) -> None:
+        buckets = plan_buckets(manifest, self._bucket_bytes)
+        largest = max((bucket.num_bytes for bucket in buckets), default=0)
+        buffers = [torch.zeros(largest, dtype=torch.uint8) for _ in range(2)]
+        works: list[torch.distributed.Work | None] = [None, None]
+        for index, bucket in enumerate(buckets):
+            work = works[index % 2]
+            if work is not None:
+                work.wait()
+            buffer = buffers[index % 2][: bucket.num_bytes]
+            for entry in bucket.entries:
+                name, tensor = next(tensors)
+                view = bucket_view(buffer, entry)
+                view.copy_(tensor)
+                checksum.add(name, view)
+            works[index % 2] = self._group.broadcast(buffer)
+        for work in works:
+            if work is not None:
+                work.wait()
+        # The sender's check raises here if there are more tensors than the manifest says.
+        next(tensors, None)
+
+    def _require(self, culprits: Sequence[int], push: int, what: str) -> None:
+        if not culprits:
+            return
+        lines = self._group.progress(push)
+        errors = {self._names[rank]: lines[rank] for rank in culprits if lines[rank].startswith("error: ")}
+        if not errors:
+            raise self._timeout(what, culprits)
+        raise WeightSyncError(
+            describe(
+                "A generator refused a push of weights",
+                where=what,
+                got=errors,
+                expected="each generator loads the tensors that were sent",
+                remedy="see the generator's log; it serves nothing until a push succeeds",
+            )
+        )
+
+    def _timeout(self, what: str, culprits: Sequence[int]) -> ActorTimeoutError:
+        return ActorTimeoutError(
+            describe(
+                "A push of weights waited too long",
+                where=what,
+                got=f"no answer from {[self._names[rank] for rank in culprits]}",
+                expected=f"an answer within {self._group.timeout_s} s",
+                remedy="see whether the generator is alive; open the group again without it or with its "
+                "replacement",
+            )
+        )
+
+    def close(self) -> None:
+        self._group.close()
+
+
+class NcclChannel:
+    """vLLM's own packed NCCL broadcast. NCCL calls cannot be cut short, so they run in a thread."""
+
+    def __init__(
+        self,
+        address: str,
+        port: int,
+        world_size: int,
+        listener: socket.socket,
+        bucket_bytes: int,
+        timeout_s: float,
+    ) -> None:
+        self._address = address
+        self._port = port
+        self._world_size = world_size
+        self._listener = listener
+        self._bucket_bytes = bucket_bytes
+        self._timeout_s = timeout_s
+        self._communicator: object | None = None
+
+    def connect(self) -> None:
+        try:
+            from vllm.distributed.weight_transfer.nccl_common import stateless_init_process_group
+        except ImportError as error:
+            raise MissingDependencyError(
+                describe(
+                    "vLLM is not installed beside the learner",
+                    where="weight transfer, backend nccl",
+                    got="no package vllm",
+                    expected="vllm in the learner's environment: the sender is vLLM's",
+                    remedy="install vllm, or use the cpu backend",
+                )
+            ) from error
+        # vLLM binds the port itself; it was taken only to find a free one.
+        self._listener.close()
+
+        def join() -> None:
+            self._communicator = stateless_init_process_group(
+                self._address, self._port, 0, self._world_size, torch.accelerator.current_device_index()
+            )
+
+        self._limited(join, "joining the transfer group")
+
+    def send(
+        self, tensors: Iterator[tuple[str, torch.Tensor]], manifest: WeightManifest, policy_version: int
+    ) -> WeightChecksum:
+        from vllm.distributed.weight_transfer.packed_tensor import packed_nccl_broadcast_producer
+
+        checksum = WeightChecksum()
+
+        def prepared(item: tuple[str, torch.Tensor]) -> torch.Tensor:
+            tensor = item[1].to(torch.accelerator.current_accelerator())
+            checksum.add(item[0], tensor)
+            return tensor
+
+        def broadcast() -> None:
+            packed_nccl_broadcast_producer(
+                iterator=tensors,
+                group=self._communicator,
+                src=0,
+                post_iter_func=prepared,
+                buffer_size_bytes=self._bucket_bytes,
+            )
+
+        self._limited(broadcast, f"broadcasting policy version {policy_version}")
+        return checksum
+
+    def _limited(self, call: Callable[[], None], what: str) -> None:
+        """Run `call` in a thread and wait for it within the limit; its error is raised here."""
+        outcome: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                call()
+            except BaseException as error:  # noqa: BLE001 - raised again below, in the caller's thread
+                outcome.append(error)
+
+        thread = threading.Thread(target=run, name="weight-transfer-nccl", daemon=True)
+        thread.start()
+        thread.join(self._timeout_s)
+        if thread.is_alive():
+            raise ActorTimeoutError(
+                describe(
+                    "A push of weights waited too long",
+                    where=what,
+                    got="NCCL did not return",
+                    expected=f"an answer within {self._timeout_s} s",
+                    remedy="see which generator's log ends before its weight update; restart the learner",
+                )
+            )
+        if outcome:
+            raise outcome[0]
+
+    def close(self) -> None:
+        self._listener.close()
+        destroy = getattr(self._communicator, "destroy", None)
+        if destroy is not None:
+            destroy()
+        self._communicator = None

@@ -1,0 +1,167 @@
+"""Bad input ends with exit code 2 and a message that says what, where and what to do; nothing starts."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+import ray
+
+from launch.cli import main
+from trd_ray.models import resolve_model
+
+TRD_OPD = str(Path(__file__).parents[2] / "configs/experiment/trd_opd.yaml")
+
+
+def run_cli(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str
+) -> tuple[int, str]:
+    monkeypatch.setattr(sys, "argv", ["trd-ray", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert not ray.is_initialized()
+    captured = capsys.readouterr()
+    return int(caught.value.code or 0), " ".join((captured.out + captured.err).split())
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    def call(*overrides: str) -> tuple[int, str]:
+        return run_cli(monkeypatch, capsys, "train", TRD_OPD, f"run.dir={tmp_path / 'run'}", *overrides)
+
+    return call
+
+
+def copy_student(folder: Path) -> Path:
+    shutil.copytree(resolve_model("testbed:student"), folder)
+    return folder
+
+
+def test_unknown_key(cli):
+    code, text = cli("learner.optimiser.learning_rate=1")
+    assert code == 2
+    assert "learner.optimiser.learning_rate" in text
+    assert "learner.optimizer.learning_rate" in text
+
+
+def test_wrong_type(cli):
+    code, text = cli("run.num_steps=several")
+    assert code == 2
+    assert "run.num_steps" in text and "'several'" in text and "int" in text
+
+
+def test_missing_config_file(monkeypatch, capsys):
+    code, text = run_cli(monkeypatch, capsys, "train", "none.yaml")
+    assert code == 2
+    assert "none.yaml" in text and "not found" in text
+
+
+def test_missing_data_file(cli, tmp_path):
+    code, text = cli("data.task=math", f"data.train={tmp_path}/none.jsonl", 'data.eval=""')
+    assert code == 2
+    assert "none.jsonl" in text
+
+
+def test_row_without_problem(cli, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"problem": "1+1", "answer": "2"}) + "\n" + json.dumps({"answer": "2"}) + "\n")
+    code, text = cli("data.task=math", f"data.train={path}", 'data.eval=""')
+    assert code == 2
+    assert "rows.jsonl" in text and "2" in text and "problem" in text
+
+
+def test_privileged_method_needs_reference_solutions(cli, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"problem": "1+1", "answer": "2"}) + "\n")
+    code, text = cli("data.task=math", f"data.train={path}", 'data.eval=""', "method.privileged=true")
+    assert code == 2
+    assert "rows.jsonl" in text and "solution" in text
+
+
+def test_different_tokenizers(cli, tmp_path):
+    folder = copy_student(tmp_path / "other")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    vocab = tokenizer["model"]["vocab"]
+    vocab["1"], vocab["2"] = vocab["2"], vocab["1"]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    code, text = cli(f"student.model={folder}")
+    assert code == 2
+    assert "different tokenizers" in text and "token '" in text
+
+
+def test_model_folder_without_weights(cli, tmp_path):
+    folder = copy_student(tmp_path / "hollow")
+    (folder / "model.safetensors").unlink()
+    code, text = cli(f"student.model={folder}")
+    assert code == 2
+    assert "hollow" in text and "weights" in text
+
+
+def test_missing_model_folder(cli, tmp_path):
+    code, text = cli(f"teacher.model={tmp_path / 'none'}")
+    assert code == 2
+    assert "none" in text
+
+
+def test_prompt_longer_than_the_context(cli, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"problem": "1+" * 400 + "1", "answer": "401", "id": "long"}) + "\n")
+    code, text = cli("data.task=math", f"data.train={path}", 'data.eval=""')
+    assert code == 2
+    assert "'long'" in text and "generator.engine.max_model_len" in text
+
+
+def test_context_longer_than_the_model(cli):
+    code, text = cli("generator.engine.max_model_len=100000")
+    assert code == 2
+    assert "generator.engine.max_model_len" in text
+
+
+def test_more_actors_than_cores(cli):
+    code, text = cli("generator.num_actors=4000")
+    assert code == 2
+    assert "cores" in text and "generator-0 0.5" in text and "num_actors" in text
+
+
+def test_port_in_use(cli):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        code, text = cli("ray.dashboard=true", f"ray.dashboard_port={port}")
+    assert code == 2
+    assert str(port) in text and "in use" in text
+
+
+def test_missing_vllm_is_said_and_not_replaced(cli, monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name == "vllm" else find_spec(name, *a)
+    )
+    code, text = cli()
+    assert code == 2
+    assert "no vllm" in text and "launch/setup.sh" in text
+
+
+def test_run_folder_that_holds_a_run(cli, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text("{}\n")
+    code, text = cli()
+    assert code == 2
+    assert "already holds a run" in text and "--resume" in text
+
+
+def test_resume_under_another_configuration(monkeypatch, capsys, tmp_path):
+    from trd_ray.config_loader import dump_config, load_config
+
+    run_dir = f"run.dir={tmp_path / 'run'}"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(dump_config(load_config(TRD_OPD, [run_dir])))
+    code, text = run_cli(monkeypatch, capsys, "train", TRD_OPD, run_dir, "learner.zero_stage=3", "--resume")
+    assert code == 2
+    assert "learner.zero_stage: 1 then, 3 now" in text

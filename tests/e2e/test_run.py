@@ -1,0 +1,175 @@
+"""Whole runs on real vLLM, DeepSpeed and Ray with the testbed's models."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.e2e.processes import command, descendants, run, start, wait_for_lines, wait_until_gone
+from trd_ray.metrics import read_evals, read_metrics
+from trd_ray.run_folder import RunFolder
+from trd_ray.trajectory_log import read_trajectories
+
+PARTS = ("rollout_s", "refine_s", "score_s", "learn_s", "sync_s")
+
+
+def losses(run_dir: Path) -> list[float]:
+    return [m.loss for m in read_metrics(RunFolder(run_dir).metrics)]
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four uninterrupted steps of TRD-OPD."""
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    done = run(command("trd_opd.yaml", run_dir, "run.num_steps=4", "run.checkpoint_every=2"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return run_dir
+
+
+def test_run_folder_holds_what_it_promises(whole_run: Path):
+    folder = RunFolder(whole_run)
+    metrics = read_metrics(folder.metrics)
+    assert [m.learner_step for m in metrics] == [1, 2, 3, 4]
+    assert [m.policy_version for m in metrics] == [1, 2, 3, 4]
+    for m in metrics:
+        assert math.isfinite(m.loss) and m.grad_norm > 0 and m.num_loss_tokens > 0
+        assert m.staleness_max == 0
+        assert m.prompts_in == m.num_consumed + m.num_rejected == 8
+        assert m.refined_accuracy is not None and m.refined_accuracy >= m.rollout_accuracy
+    assert [e.learner_step for e in read_evals(folder.eval)] == [0, 4]
+    rows = list(read_trajectories(folder.trajectories))
+    assert len(rows) == 4 * 8
+    assert {row.policy_version_min for row in rows if row.learner_step == 3} == {2}
+    for row in rows:
+        assert len(row.rollout_token_ids) == len(row.rollout_logprobs)
+    assert list(folder.tensorboard.glob("events.*"))
+    assert folder.config.exists()
+
+
+def test_report_is_self_contained(whole_run: Path):
+    text = (whole_run / "report.html").read_text()
+    assert "</html>" in text
+    for outside in ('src="http', 'href="http', "@import", "url(http"):
+        assert outside not in text
+
+
+def test_parts_of_a_step_add_up(whole_run: Path):
+    for line in (whole_run / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        assert sum(row[part] for part in PARTS) == pytest.approx(row["step_s"], rel=0.05)
+
+
+def test_checkpoint_loads_in_transformers(whole_run: Path):
+    hf = whole_run / "checkpoints" / "step_4" / "hf"
+    model = AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(hf)
+    ids = tokenizer("12+7=", return_tensors="pt").input_ids
+    assert torch.isfinite(model(ids).logits).all()
+
+
+def test_checkpoint_loads_in_vllm_and_gives_the_accuracy_of_the_run(whole_run: Path):
+    hf = whole_run / "checkpoints" / "step_4" / "hf"
+    arguments = command("trd_opd.yaml", whole_run, f"student.model={hf}", "--json")
+    arguments[1:3] = ["-m", "launch.cli", "eval"]
+    done = run(arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    row = json.loads(done.stdout.strip().splitlines()[-1])
+    end = read_evals(RunFolder(whole_run).eval)[-1]
+    # The same seeds and the same weights; a near tie may still fall otherwise in another batch.
+    assert row["avg_at_k"] == pytest.approx(end.avg_at_k, abs=0.13)
+
+
+def test_killed_run_resumes_to_the_losses_of_the_whole_one(whole_run: Path, tmp_path: Path):
+    run_dir = tmp_path / "killed"
+    arguments = command("trd_opd.yaml", run_dir, "run.num_steps=4", "run.checkpoint_every=2")
+    process = start(arguments, tmp_path / "log")
+    wait_for_lines(run_dir / "metrics.jsonl", 3, process)
+    pids = descendants(process)
+    process.send_signal(signal.SIGKILL)
+    process.wait(30)
+    assert wait_until_gone(pids) == set(), "Ray and the engines end with their driver"
+    folder = RunFolder(run_dir)
+    checkpoint = folder.latest_checkpoint()
+    assert checkpoint is not None and checkpoint.learner_step == 2
+
+    done = run([*arguments, "--resume"])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [m.learner_step for m in read_metrics(folder.metrics)] == [1, 2, 3, 4]
+    assert losses(run_dir) == pytest.approx(losses(whole_run), rel=2e-4)
+    assert list(folder.set_aside.rglob("metrics.jsonl")), "the step after the checkpoint is kept aside"
+    ours = {(r.learner_step, r.prompt_id): r.rollout_token_ids for r in read_trajectories(folder.trajectories)}
+    theirs = {
+        (r.learner_step, r.prompt_id): r.rollout_token_ids
+        for r in read_trajectories(RunFolder(whole_run).trajectories)
+    }
+    assert ours.keys() == theirs.keys()
+
+
+def test_sigterm_ends_with_a_checkpoint_and_no_process(tmp_path: Path):
+    run_dir = tmp_path / "stopped"
+    process = start(command("trd_opd.yaml", run_dir, "run.num_steps=1000", 'data.eval=""'), tmp_path / "log")
+    wait_for_lines(run_dir / "metrics.jsonl", 2, process)
+    pids = descendants(process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(120) == 1, (tmp_path / "log").read_text()
+    assert wait_until_gone(pids) == set()
+    steps = [m.learner_step for m in read_metrics(RunFolder(run_dir).metrics)]
+    checkpoint = RunFolder(run_dir).latest_checkpoint()
+    assert checkpoint is not None and checkpoint.learner_step == steps[-1]
+    assert "continue with --resume" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_two_learner_ranks_and_two_generators_verify_every_push(tmp_path: Path, whole_run: Path, zero_stage: int):
+    done = run(
+        command(
+            "trd_opd.yaml",
+            tmp_path / "run",
+            "run.num_steps=2",
+            f"learner.zero_stage={zero_stage}",
+            "learner.num_ranks=2",
+            "learner.resources.cpus=0.25",
+            "generator.num_actors=2",
+            "generator.resources.cpus=0.25",
+            "weight_sync.verify=true",
+            'data.eval=""',
+        )
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    # The same prompts and seeds: what the ranks and stages make of them is the same too.
+    assert losses(tmp_path / "run") == pytest.approx(losses(whole_run)[:2], rel=2e-2)
+
+
+@pytest.mark.parametrize("config", ["trd_opsd.yaml", "opd_reverse_kl.yaml"])
+def test_other_methods_on_the_real_stack(tmp_path: Path, config: str):
+    done = run(command(config, tmp_path / "run", "run.num_steps=2"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert all(math.isfinite(loss) for loss in losses(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    "config",
+    ["trd_opd.yaml", "trd_opd_prompt.yaml", "trd_opsd.yaml", "opd_forward_kl.yaml",
+     "opd_reverse_kl.yaml", "opsd_forward_kl.yaml", "opsd_reverse_kl.yaml"],
+)  # fmt: skip
+def test_every_method_in_one_process(tmp_path: Path, config: str):
+    done = run(command(config, tmp_path / "run", "run.num_steps=1", "--no-ray"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = RunFolder(tmp_path / "run")
+    assert math.isfinite(losses(tmp_path / "run")[0])
+    assert len(list(read_trajectories(folder.trajectories))) == 8
+    assert folder.report.exists()
+
+
+def test_doctor_passes_on_the_testbed(tmp_path: Path):
+    arguments = command("trd_opd.yaml", tmp_path / "run")
+    arguments[1:3] = ["-m", "launch.cli", "doctor"]
+    done = run(arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "failed" not in done.stdout
