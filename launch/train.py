@@ -63,6 +63,7 @@ def _open(config: TrdConfig, *, resume: bool) -> _Start:
 
 
 async def _run(config: TrdConfig, inputs: RunInputs, start: _Start, *, no_ray: bool) -> RunResult:
+    evaluated = {report.learner_step for report in read_evals(start.folder.eval)}
     with (
         Progress(config.run.num_steps, console=console, done_steps=start.first_step - 1) as progress,
         MetricsWriter(
@@ -77,7 +78,7 @@ async def _run(config: TrdConfig, inputs: RunInputs, start: _Start, *, no_ray: b
                 config, roles=roles, inputs=inputs, folder=start.folder, observer=observer
             )
             signals.hand_over(pipeline)
-            return await pipeline.run(resume_from=start.checkpoint)
+            return await pipeline.run(resume_from=start.checkpoint, evaluated=evaluated)
 
 
 def _wiring(config: TrdConfig, inputs: RunInputs, *, no_ray: bool) -> AbstractAsyncContextManager[Roles]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Collection, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -92,15 +92,21 @@ class Pipeline:
         """End the run after the step in hand (at once, if it is still making trajectories)."""
         self._stop.set()
 
-    async def run(self, *, resume_from: Path | None = None) -> RunResult:
+    async def run(
+        self, *, resume_from: Path | None = None, evaluated: Collection[int] = ()
+    ) -> RunResult:
         """All steps that are left; a checkpoint at the end, also when stopped.
+
+        Args:
+            resume_from: a checkpoint folder; None begins at step 0.
+            evaluated: steps whose evaluation is on record already.
 
         Raises `RunFailedError` and whatever a role raises; what is completed stays on disk.
         """
         if resume_from is not None:
             await self._restore(resume_from)
         await self._weight_sync.push(self._state.learner_step)
-        if resume_from is None:
+        if self._evaluation_is_due() and self._state.learner_step not in evaluated:
             await self._evaluate()
         self._clock.start()
         while self._state.learner_step < self._config.run.num_steps and not self._stop.is_set():
@@ -226,13 +232,17 @@ class Pipeline:
 
     async def _after_step(self) -> None:
         step, run = self._state.learner_step, self._config.run
-        last = step == run.num_steps
-        if last or (run.eval_every and step % run.eval_every == 0):
+        if self._evaluation_is_due():
             await self._evaluate()
-        if last or (run.checkpoint_every and step % run.checkpoint_every == 0):
+        if step == run.num_steps or (run.checkpoint_every and step % run.checkpoint_every == 0):
             await self._checkpoint()
         # Evaluations and checkpoints are not part of a step's time.
         self._clock.start()
+
+    def _evaluation_is_due(self) -> bool:
+        """Before the first step, after the last, and every `run.eval_every` between them."""
+        step, run = self._state.learner_step, self._config.run
+        return step in (0, run.num_steps) or (run.eval_every > 0 and step % run.eval_every == 0)
 
     async def _evaluate(self) -> None:
         if self._evaluator is None:

@@ -28,9 +28,7 @@ _SAMPLES = {
 Row = Mapping[str, object]
 
 
-def read_rows(
-    source: str, columns: ColumnsConfig, *, task: str, need_reference: bool
-) -> tuple[Problem, ...]:
+def read_rows(source: str, columns: ColumnsConfig, *, task: str, need_reference: bool) -> tuple[Problem, ...]:
     """All problems of a file, in its order. At least one.
 
     Raises:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.tiny_tokenizer import END, START, make_tokenizer
 
+from tests.unit.tiny_tokenizer import END, START, make_tokenizer
 from trd_ray.chat import check_chat_template, encode_chat
 from trd_ray.errors import ModelError
 
@@ -55,7 +55,9 @@ def test_special_token_text_in_a_message_is_ordinary_text(message: str) -> None:
     assert decode(np.asarray(ids)) == decode(np.asarray(plain)).replace("x", message, 1)
 
 
-@pytest.mark.parametrize("message", ["{{ 1/0 }}", "{% raise %}", "{# gone #}", "{{ messages }}", "{%- if x -%}"])
+@pytest.mark.parametrize(
+    "message", ["{{ 1/0 }}", "{% raise %}", "{# gone #}", "{{ messages }}", "{%- if x -%}"]
+)
 def test_template_syntax_in_a_message_is_text(message: str) -> None:
     assert f"user\n{message}<|im_end|>" in decode(encode_chat(TOKENIZER, message, enable_thinking=True))
 

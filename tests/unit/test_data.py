@@ -38,7 +38,9 @@ def write_lines(path: Path, rows: list[dict[str, object]]) -> str:
     return str(path)
 
 
-def read(source: str, *, columns: ColumnsConfig = COLUMNS, need_reference: bool = False) -> tuple[Problem, ...]:
+def read(
+    source: str, *, columns: ColumnsConfig = COLUMNS, need_reference: bool = False
+) -> tuple[Problem, ...]:
     return read_rows(source, columns, task="arithmetic", need_reference=need_reference)
 
 
@@ -55,7 +57,8 @@ def error_of(tmp_path: Path, second_row: object, *, need_reference: bool = False
 
 
 EXPECTED = tuple(
-    Problem(prompt_id=f"p{i}", problem=f"{i}+1", answer=str(i + 1), reference=f"{i}+1={i + 1}") for i in range(7)
+    Problem(prompt_id=f"p{i}", problem=f"{i}+1", answer=str(i + 1), reference=f"{i}+1={i + 1}")
+    for i in range(7)
 )
 
 
@@ -180,7 +183,7 @@ def test_unknown_protocols_and_names() -> None:
         read("sample:gsm9k")
     with pytest.raises(ConfigError, match="testbed:held_out"):
         load_problems("testbed:test", COLUMNS, task="arithmetic", need_reference=False, seed=0)
-    with pytest.raises(ConfigError, match="data.task=arithmetic"):
+    with pytest.raises(ConfigError, match=r"data\.task=arithmetic"):
         load_problems("testbed:train", COLUMNS, task="math", need_reference=False, seed=0)
 
 
@@ -303,9 +306,7 @@ def test_first_problems_keep_their_order(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "rows.jsonl", ROWS)
 
     def first(name: str, *, num: int, seed: int = 0) -> tuple[Problem, ...]:
-        return load_first_problems(
-            name, COLUMNS, task="arithmetic", need_reference=False, seed=seed, num=num
-        )
+        return load_first_problems(name, COLUMNS, task="arithmetic", need_reference=False, seed=seed, num=num)
 
     assert first(source, num=3) == EXPECTED[:3] == first(source, num=3, seed=9)
     assert first(source, num=99) == EXPECTED

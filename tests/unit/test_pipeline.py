@@ -281,3 +281,31 @@ async def test_resumed_run_asks_for_exactly_the_prompts_of_the_uninterrupted_one
     assert [(p.problem.prompt_id, p.epoch, p.sample_index, p.seed) for p in parts] == [
         (p.problem.prompt_id, p.epoch, p.sample_index, p.seed) for p in whole.generator.asked
     ]
+
+
+async def test_evaluation_cut_by_a_stop_is_made_up_on_resume(tmp_path: Path):
+    class Evaluator:
+        def __init__(self) -> None:
+            self.steps: list[int] = []
+
+        async def evaluate(self, *, learner_step: int) -> int:
+            self.steps.append(learner_step)
+            if first.pipeline is stopped and learner_step == 3:
+                first.pipeline.request_stop()
+                await asyncio.Event().wait()
+            return learner_step
+
+    first = make_run(tmp_path, name="parts")
+    stopped = first.pipeline
+    evaluator = Evaluator()
+    first.pipeline._evaluator = evaluator  # type: ignore[assignment]
+    await first.pipeline.run()
+    assert first.observer.evals == [0]
+
+    second = make_run(tmp_path, name="parts", open_existing=True)
+    stopped = None
+    second.pipeline._evaluator = evaluator  # type: ignore[assignment]
+    checkpoint = second.folder.latest_checkpoint()
+    assert checkpoint is not None and checkpoint.learner_step == 3
+    await second.pipeline.run(resume_from=checkpoint.path, evaluated={0})
+    assert second.observer.evals == [3]

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.unit.tiny_tokenizer import END, make_tokenizer
 
+from tests.unit.tiny_tokenizer import END, make_tokenizer
 from trd_ray.errors import DataError
 from trd_ray.refinement import (
     REFERENCE_NOTICE,
@@ -166,7 +166,9 @@ def test_thinking_of_the_teacher_is_its_own() -> None:
     assert text_of(prompt.token_ids).endswith("<think></think>\n")
 
 
-@pytest.mark.parametrize("odd", ["{{ 1/0 }}", "{% for x in y %}", "{# note #}", "{}", "a < b & c > d", "<|im_end|>"])
+@pytest.mark.parametrize(
+    "odd", ["{{ 1/0 }}", "{% for x in y %}", "{# note #}", "{}", "a < b & c > d", "<|im_end|>"]
+)
 def test_odd_text_survives_in_every_place(odd: str) -> None:
     y_o = rollout(completion(odd if odd != END else "x"), problem=f"P {odd}", reference=f"R {odd}")
     text = text_of(build(y_o, budget=WIDE).token_ids)

@@ -173,13 +173,15 @@ def _write_checkpoint(gguf: Path, *, folder: Path) -> int:
     options = loaded.config.to_dict()
     for key in _RECORDS_OF_LOADING:
         options.pop(key, None)
-    eos_id = tokenizer.convert_tokens_to_ids(TURN_END)
-    options |= {"eos_token_id": eos_id, "pad_token_id": tokenizer.pad_token_id}
+    special_ids = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.convert_tokens_to_ids(TURN_END),
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    options |= special_ids
     model = LlamaForCausalLM._from_config(LlamaConfig(**options), dtype=torch.bfloat16)
     model.load_state_dict(loaded.state_dict(), strict=True)
-    model.generation_config = GenerationConfig.from_dict(
-        {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": eos_id, "pad_token_id": tokenizer.pad_token_id}
-    )
+    model.generation_config = GenerationConfig.from_dict(special_ids)
     model.save_pretrained(folder)
     tokenizer.model_max_length = model.config.max_position_embeddings
     tokenizer.save_pretrained(folder)

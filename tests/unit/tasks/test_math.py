@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 
 from trd_ray.errors import ConfigError
 from trd_ray.tasks.math import MathTask
-from trd_ray.tasks.math.answers import equal_numbers, final_answer, find_answer, read_number, reference_solution
+from trd_ray.tasks.math.answers import (
+    equal_numbers,
+    final_answer,
+    find_answer,
+    read_number,
+    reference_solution,
+)
 from trd_ray.tasks.math.symbolic import SymbolicJudge
 from trd_ray.tasks.registry import RowText, load_row_reader, load_task, task_names
 from trd_ray.templates import TemplateName, render
@@ -99,7 +105,9 @@ def test_numbers(text: str, value: Fraction) -> None:
     assert read_number(text) == value
 
 
-@pytest.mark.parametrize("text", ["", "x", "2x", "1,23", "3 and 5", "1/0", "9" * 5000, "2 + 3", "(1,2)", "1 2"])
+@pytest.mark.parametrize(
+    "text", ["", "x", "2x", "1,23", "3 and 5", "1/0", "9" * 5000, "2 + 3", "(1,2)", "1 2"]
+)
 def test_what_is_not_one_number(text: str) -> None:
     assert read_number(text) is None
 
@@ -144,7 +152,9 @@ def test_symbolic_comparison(judge: SymbolicJudge, expected: str, found: str, eq
     assert judge.equal(expected, found) is equal
 
 
-def test_an_expression_that_never_ends_is_wrong_in_time_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_expression_that_never_ends_is_wrong_in_time_and_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     judge = SymbolicJudge(limit_s=1.0)
     with caplog.at_level(logging.WARNING):
         assert judge.equal("x", "x") in (True, False)  # starts the child outside the measurement
@@ -200,7 +210,9 @@ def test_gsm8k_solution_and_answer_come_from_one_column() -> None:
     )
     read = load_row_reader("math")(RowText(answer=column, reference=column))
     assert read == RowText(answer="1,048", reference=reference_solution(column))
-    assert load_row_reader("math")(RowText(answer=" 18 ", reference=None)) == RowText(answer="18", reference=None)
+    assert load_row_reader("math")(RowText(answer=" 18 ", reference=None)) == RowText(
+        answer="18", reference=None
+    )
 
 
 def test_every_reference_of_the_form_is_graded_right() -> None:
@@ -226,7 +238,9 @@ def test_an_unknown_task_is_refused_with_the_nearest() -> None:
 
 @pytest.mark.parametrize("template", list(TemplateName))
 def test_templates_hold_their_values_unchanged(template: TemplateName) -> None:
-    text = render("math", template, problem="P {{ p }} <b>", reference="R {% r %}", initial_solution="S {# s #}")
+    text = render(
+        "math", template, problem="P {{ p }} <b>", reference="R {% r %}", initial_solution="S {# s #}"
+    )
     assert "P {{ p }} <b>" in text
     assert ("R {% r %}" in text) is (template in (TemplateName.PRIVILEGED, TemplateName.REFINE_PRIVILEGED))
     assert ("S {# s #}" in text) is (template in (TemplateName.REFINE, TemplateName.REFINE_PRIVILEGED))

@@ -109,11 +109,10 @@ def _clean(content: str) -> str:
         text = text.strip("*_` \t\r\n").rstrip(".").rstrip()
         text = text.removeprefix(":").lstrip()
         for opening, closing in (("$", "$"), (r"\(", r"\)"), (r"\[", r"\]")):
-            is_wrapped = text.startswith(opening) and text.endswith(closing) and text.count(opening) == 1 + (
-                opening == closing
-            )
-            if is_wrapped and len(text) >= len(opening) + len(closing):
-                text = text[len(opening) : len(text) - len(closing)]
+            inner = text.removeprefix(opening).removesuffix(closing)
+            wrapped = len(text) - len(inner) == len(opening) + len(closing)
+            if wrapped and opening not in inner:
+                text = inner
     return text
 
 
