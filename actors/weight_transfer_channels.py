@@ -10,7 +10,13 @@ from typing import Protocol
 import torch
 
 from actors.weight_transfer_group import TRAILER_BYTES, TransferGroup, bucket_view, plan_buckets
-from trd_ray.errors import ActorTimeoutError, MissingDependencyError, WeightSyncError, describe
+from trd_ray.errors import (
+    ActorTimeoutError,
+    MissingDependencyError,
+    TrdRayError,
+    WeightSyncError,
+    describe,
+)
 from trd_ray.weights import WeightChecksum, WeightManifest
 
 
@@ -54,7 +60,8 @@ class GlooChannel:
             group.broadcast(torch.frombuffer(bytearray(trailer), dtype=torch.uint8)).wait()
         except RuntimeError as error:
             # gloo says that a wait ended, not whose fault it is; the progress lines do.
-            raise self._timeout(f"receiving policy version {policy_version}", group.slowest(push)) from error
+            culprits = group.failed(push) or group.slowest(push)
+            raise self._failure(culprits, push, f"receiving policy version {policy_version}") from error
         self._require(group.await_receivers(push, done=True), push, "loading the push")
         return checksum
 
@@ -83,13 +90,15 @@ class GlooChannel:
         next(tensors, None)
 
     def _require(self, culprits: Sequence[int], push: int, what: str) -> None:
-        if not culprits:
-            return
+        if culprits:
+            raise self._failure(culprits, push, what)
+
+    def _failure(self, culprits: Sequence[int], push: int, what: str) -> TrdRayError:
         lines = self._group.progress(push)
         errors = {self._names[rank]: lines[rank] for rank in culprits if lines[rank].startswith("error: ")}
         if not errors:
-            raise self._timeout(what, culprits)
-        raise WeightSyncError(
+            return self._timeout(what, culprits)
+        return WeightSyncError(
             describe(
                 "A generator refused a push of weights",
                 where=what,

@@ -184,6 +184,10 @@ class TransferGroup:
             lines[rank] = self._store.get(key).decode() if self._store.check([key]) else "absent"
         return lines
 
+    def failed(self, push: int) -> list[int]:
+        """Return the receivers that reported an error in a push."""
+        return [rank for rank, line in self.progress(push).items() if line.startswith(_ERROR)]
+
     def slowest(self, push: int) -> list[int]:
         """Return the receivers that are furthest behind in a push."""
         lines = self.progress(push)

@@ -176,6 +176,8 @@ class CpuWeightTransferEngine(WeightTransferEngine[CpuInitInfo, CpuUpdateInfo]):
         except (RuntimeError, ValueError, KeyError, AttributeError, AssertionError) as error:
             # What vLLM's loaders raise for a wrong name or shape. The sender shall know why.
             group.report_error(push, f"{type(error).__name__}: {error}")
+            # Without its connections the sender need not wait out its limit.
+            self.shutdown()
             raise
         finally:
             if not finished:

@@ -130,10 +130,10 @@ class MethodConfig:
     def sentence(self) -> str:
         """The method in one sentence, for people."""
         teacher = {
-            TeacherWeights.EXTERNAL: "an external teacher",
+            TeacherWeights.EXTERNAL: "an external model",
             TeacherWeights.INITIAL: "the student's own initial weights",
         }[self.teacher_weights]
-        sees = " that sees the reference solution" if self.privileged else ""
+        sees = " (shown the reference solution)" if self.privileged else ""
         what = {
             TrajectorySource.ROLLOUT: "the student's rollout",
             TrajectorySource.REFINED: "the teacher's rewrite of the student's rollout",
@@ -143,8 +143,8 @@ class MethodConfig:
             Divergence.REVERSE_KL: "KL(student || teacher)",
         }[self.divergence]
         return (
-            f"Minimise the full-vocabulary {direction} along {what}, with {teacher}{sees}, "
-            f"scored under the {self.teacher_context.value} context."
+            f"Minimise the full-vocabulary {direction} along {what}; the teacher is {teacher}{sees}, "
+            f"scoring under the {self.teacher_context.value} context."
         )
 
 
@@ -169,9 +169,10 @@ class DataConfig:
     task: str = "arithmetic"
     """Prompts and grader: a folder of trd_ray/tasks (`arithmetic`, `math`)."""
     train: str = "testbed:train"
-    """JSON Lines (also .gz) or Parquet, as a path or fsspec URL; or `testbed:train`, endless."""
+    """JSON Lines (also .gz) or Parquet, as a path or fsspec URL; `testbed:train`, endless; or
+    `sample:gsm8k_train`, a few hundred rows that come with the math task."""
     eval: str = "testbed:held_out"
-    """Held-out problems, likewise; or `testbed:held_out`. Empty means no evaluation."""
+    """Held-out problems, likewise (`testbed:held_out`, `sample:gsm8k_test`). Empty means no evaluation."""
     eval_problems: int = 200
     """First so many problems of `data.eval` are evaluated. 1 or more."""
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)

@@ -183,6 +183,14 @@ def fail_on_purpose(case: Case, result: Result, start, checkpoint: Path, world_s
     except ZeroDivisionError:
         result.errors["send"] = "raised"
     result.checksums_around_failure.append(other.checksum("float32"))
+    norm = other._module.model.get_decoder().norm.weight
+    hook = norm.register_hook(lambda gradient: gradient * np.nan)
+    try:
+        other.learn(make_batch(1, num_ranks=world_size))
+    except RunFailedError as error:
+        result.errors["gradient"] = str(error)
+    hook.remove()
+    result.checksums_around_failure.append(other.checksum("float32"))
     try:
         other.learn(poisoned(make_batch(1, num_ranks=world_size), rank=world_size - 1))
     except RunFailedError as error:
