@@ -45,7 +45,6 @@ install_project() {
   echo "$sum" >"$stamp"
 }
 
-command -v g++ >/dev/null 2>&1 || { echo "setup: g++ is needed (Debian: apt-get install g++)" >&2; exit 2; }
 if [ ! -x .venv/bin/pip ]; then
   "$(python_command)" -m venv .venv
 fi

@@ -25,6 +25,8 @@ from trd_ray.testbed.training import IGNORED, Schedule, make_batch
 from trd_ray.types import Problem, TeacherContext
 
 _TASK = ArithmeticTask()
+_PAD_ID = 0
+"""Any token will do: what is padded is never read."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,7 +141,7 @@ def _response_logits(
     model: Qwen3ForCausalLM, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
 ) -> Tensor:
     """Logits that predict each response token, row after row [N, V]."""
-    inputs, targets = make_batch(prompts, responses, model.config.pad_token_id)
+    inputs, targets = make_batch(prompts, responses, _PAD_ID)
     hidden = model.model(input_ids=inputs, use_cache=False).last_hidden_state
     logits: Tensor = model.lm_head(hidden[targets != IGNORED])
     return logits

@@ -37,7 +37,7 @@ def new_model(*, seed: int) -> Qwen3ForCausalLM:
 def save_model(model: Qwen3ForCausalLM, folder: Path) -> None:
     """Write a model folder: bfloat16 weights, configuration and tokenizer. `model` is not changed."""
     tokenizer = build_tokenizer()
-    shipped = copy.deepcopy(model).to(torch.bfloat16)
+    shipped = copy.deepcopy(model).bfloat16()
     shipped.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True
     )
@@ -52,4 +52,5 @@ def load_model(folder: Path) -> Qwen3ForCausalLM:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     if not isinstance(model, Qwen3ForCausalLM):
         raise TypeError(f"load_model: {folder} holds a {type(model).__name__}; expected a Qwen3ForCausalLM")
-    return model.eval()
+    model.train(mode=False)
+    return model

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedTokenizerFast, Qwen3ForCausalLM
 
-from trd_ray.testbed.training import encode, wrap_user_message
+from trd_ray.testbed.training import encode, pad_id_of, wrap_user_message
 
 MAX_NEW_TOKENS = 64
 """Room for 5 terms with every number of two digits takes 43."""
@@ -55,7 +55,7 @@ def sample(
     samples: dict[int, Sample] = {}
     for start in range(0, len(order), settings.batch_size):
         rows = order[start : start + settings.batch_size]
-        responses = _sample_batch(model, [prompts[i] for i in rows], settings, rng)
+        responses = _sample_batch(model, [prompts[i] for i in rows], pad_id_of(tokenizer), settings, rng)
         texts = tokenizer.batch_decode(responses, skip_special_tokens=True)
         for i, response, text in zip(rows, responses, texts, strict=True):
             samples[i] = Sample(prompt_ids=tuple(prompts[i]), token_ids=tuple(response), text=text)
@@ -65,11 +65,12 @@ def sample(
 def _sample_batch(
     model: Qwen3ForCausalLM,
     prompts: Sequence[Sequence[int]],
+    pad_id: int,
     settings: SamplerSettings,
     rng: torch.Generator,
 ) -> list[list[int]]:
     """Response token ids of one batch. Rows that have ended are taken out of it now and then."""
-    inputs, mask = _left_pad(prompts, model.config.pad_token_id)
+    inputs, mask = _left_pad(prompts, pad_id)
     lengths = mask.sum(dim=1, keepdim=True)
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
     responses: list[list[int]] = [[] for _ in prompts]

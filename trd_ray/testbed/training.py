@@ -23,7 +23,7 @@ class Schedule:
     """Optimizer settings of one training run."""
 
     num_steps: int
-    batch_size: int = 64
+    batch_size: int = 48
     learning_rate: float = 0.02
     """Of Muon, for the matrices of the layers."""
     adamw_scale: float = 0.5
@@ -32,7 +32,7 @@ class Schedule:
     """Learning rate after the last step, as a fraction of `learning_rate`."""
     num_warmup_steps: int = 30
     weight_decay: float = 0.05
-    num_parts: int = 2
+    num_parts: int = 4
     """Parts that a batch is cut into by length, so that short sequences are not padded."""
 
     def learning_rate_at(self, step: int) -> float:
@@ -52,6 +52,13 @@ def wrap_user_message(user: str) -> str:
 def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of each text, nothing added."""
     return [e.ids for e in tokenizer.backend_tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+
+
+def pad_id_of(tokenizer: PreTrainedTokenizerFast) -> int:
+    """The padding id of the testbed's tokenizer."""
+    pad_id = tokenizer.pad_token_id
+    assert isinstance(pad_id, int)
+    return pad_id
 
 
 def response_loss(model: Qwen3ForCausalLM, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -99,7 +106,11 @@ class _Optimizers:
     def step(self, step: int) -> None:
         """Make optimizer step `step`, from 0, and drop the gradients."""
         learning_rate = self._schedule.learning_rate_at(step)
-        for optimizer, scale in ((self._muon, 1.0), (self._adamw, self._schedule.adamw_scale)):
+        pairs: tuple[tuple[torch.optim.Optimizer, float], ...] = (
+            (self._muon, 1.0),
+            (self._adamw, self._schedule.adamw_scale),
+        )
+        for optimizer, scale in pairs:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * scale
             optimizer.step()
@@ -151,7 +162,7 @@ def _train_step(
     for start in range(0, len(order), part_size):
         part = order[start : start + part_size]
         inputs, targets = make_batch(
-            [prompts[i] for i in part], [responses[i] for i in part], tokenizer.pad_token_id
+            [prompts[i] for i in part], [responses[i] for i in part], pad_id_of(tokenizer)
         )
         with torch.autocast("cpu", torch.bfloat16, enabled=True):
             loss = response_loss(model, inputs, targets) / num_tokens

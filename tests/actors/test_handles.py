@@ -1,0 +1,152 @@
+"""Remote calls, load balancing and placement on a real local Ray with actors that only answer."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+import ray
+
+from actors.buffer import BufferActor
+from actors.calls import call, call_all
+from actors.handles import LeastLoaded, NamedActor, RayBuffer, RayGenerators, sampling_options
+from actors.placement import ActorRequest, actor_requests, reserve
+from tests.fakes import completion
+from trd_ray.config import GeneratorConfig, LearnerConfig, ResourceConfig, SamplingConfig, TrdConfig
+from trd_ray.errors import ActorTimeoutError, PlacementError, RunFailedError
+from trd_ray.types import Problem, Prompt
+
+pytestmark = pytest.mark.usefixtures("cluster")
+
+
+class Answering:
+    """Stands for an engine: answers, waits, raises, or dies."""
+
+    async def generate(self, prompt_ids, sampling, request_id):
+        return completion(f"{request_id}:{sampling.max_tokens}:{len(prompt_ids)}")
+
+    async def hang(self):
+        await asyncio.sleep(3600)
+
+    async def fail(self):
+        raise RunFailedError("what went wrong")
+
+    async def time_out_inside(self):
+        raise TimeoutError("its own")
+
+    async def die(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+AnsweringActor = ray.remote(num_cpus=0.1)(Answering)
+
+
+def make_actor(name: str) -> NamedActor:
+    return NamedActor(name=name, handle=AnsweringActor.remote())
+
+
+def make_prompt(index: int = 0) -> Prompt:
+    return Prompt(
+        problem=Problem(prompt_id=str(index), problem="p", answer="a"),
+        epoch=0,
+        sample_index=0,
+        token_ids=np.asarray([1, 2, 3], dtype=np.int32),
+        seed=index,
+    )
+
+
+async def test_call_that_hangs_names_actor_method_and_time():
+    actor = make_actor("generator-7")
+    start = time.monotonic()
+    with pytest.raises(ActorTimeoutError, match=r"generator-7\.hang[\s\S]*within 1 s") as caught:
+        await call(actor.handle.hang.remote(), actor=actor.name, method="hang", timeout_s=1)
+    assert time.monotonic() - start < 10
+    assert "timeouts.*" in str(caught.value)
+
+
+async def test_stopped_process_is_named_too():
+    actor = make_actor("teacher-1")
+    pid = ray.get(actor.handle.__ray_call__.remote(lambda self: os.getpid()))
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(ActorTimeoutError, match=r"teacher-1\.generate"):
+            ref = actor.handle.generate.remote([1], sampling_options(SamplingConfig(), seed=0), "x")
+            await call(ref, actor=actor.name, method="generate", timeout_s=1)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+
+
+async def test_error_of_the_method_keeps_its_type():
+    actor = make_actor("learner-0")
+    with pytest.raises(RunFailedError, match="what went wrong"):
+        await call(actor.handle.fail.remote(), actor=actor.name, method="fail", timeout_s=30)
+
+
+async def test_time_out_inside_the_method_is_not_taken_for_ours():
+    actor = make_actor("learner-0")
+    with pytest.raises(TimeoutError, match="its own") as caught:
+        await call(actor.handle.time_out_inside.remote(), actor=actor.name, method="x", timeout_s=30)
+    assert not isinstance(caught.value, ActorTimeoutError)
+
+
+async def test_dead_actor_is_named():
+    actor = make_actor("generator-3")
+    with pytest.raises(RunFailedError, match=r"an actor died[\s\S]*generator-3\.die"):
+        await call(actor.handle.die.remote(), actor=actor.name, method="die", timeout_s=30)
+
+
+async def test_call_all_keeps_order():
+    actors = [make_actor("a"), make_actor("b")]
+    sampling = sampling_options(SamplingConfig(max_tokens=5), seed=0)
+    refs = [a.handle.generate.remote([1], sampling, a.name) for a in actors]
+    done = await call_all(refs, actors=["a", "b"], method="generate", timeout_s=30)
+    assert [c.text for c in done] == ["a:5:1", "b:5:1"]
+
+
+def test_least_loaded_counts_outstanding_tokens():
+    group = LeastLoaded((NamedActor(name="a", handle=None), NamedActor(name="b", handle=None)))
+    with group.choose(100) as first:
+        with group.choose(10) as second, group.choose(10) as third:
+            assert [first.name, second.name, third.name] == ["a", "b", "b"]
+        with group.choose(1) as fourth:
+            assert fourth.name == "b"
+    with group.choose(1) as fifth:
+        assert fifth.name == "a"
+
+
+async def test_generators_answer_each_sample_with_its_own_request():
+    generators = RayGenerators((make_actor("g0"), make_actor("g1")), timeout_s=30)
+    done = await asyncio.gather(*(generators.generate(make_prompt(i), SamplingConfig()) for i in range(6)))
+    assert len({c.text for c in done}) == 6
+
+
+async def test_buffer_over_ray_is_first_in_first_out():
+    actor = NamedActor(name="buffer-0", handle=BufferActor.options(num_cpus=0.1).remote(capacity=2))
+    buffer = RayBuffer(actor, timeout_s=30)
+    await buffer.put("a")  # type: ignore[arg-type]
+    await buffer.put("b")  # type: ignore[arg-type]
+    assert await buffer.take(2) == ("a", "b")
+
+
+def test_requests_follow_the_configuration():
+    config = TrdConfig(
+        generator=GeneratorConfig(num_actors=2, resources=ResourceConfig(cpus=3)),
+        learner=LearnerConfig(num_ranks=2),
+    )
+    requests = actor_requests(config)
+    assert [r.name for r in requests] == [
+        "learner-0", "learner-1", "generator-0", "generator-1", "teacher-0", "buffer-0",
+    ]  # fmt: skip
+    assert requests[2].bundle() == {"CPU": 3, "memory": 2 * 2**30}
+
+
+def test_what_cannot_be_placed_is_said_with_the_shortage_in_time():
+    requests = [ActorRequest(name="generator-0", resources=ResourceConfig(cpus=2, gpus=1))]
+    start = time.monotonic()
+    with pytest.raises(PlacementError, match=r"GPU: asked 1, cluster has 0, free 0"):
+        reserve(requests, timeout_s=2)
+    assert time.monotonic() - start < 20
