@@ -119,6 +119,9 @@ def _engine_args(factory: type[AsyncEngineArgs], options: EngineOptions) -> Asyn
         seed=options.seed,
         use_tqdm_on_load=False,
         enable_prefix_caching=options.prefix_caching,
+        # A prompt cut into pieces makes vLLM rewind the request's random generator, which a CPU
+        # generator cannot do: the engine dies. Whole prompts never need it.
+        enable_chunked_prefill=False if is_cpu else None,
         trust_remote_code=False,
         # Log-probabilities of the model's own distribution, before temperature, top-p and top-k.
         logprobs_mode="raw_logprobs",

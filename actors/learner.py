@@ -47,7 +47,7 @@ from trd_ray.types import FloatArray, IntArray, LearnerStep, SyncReport, Trainin
 from trd_ray.weights import TensorSpec, WeightManifest, checksum_named
 
 if TYPE_CHECKING:
-    from deepspeed import DeepSpeedEngine
+    from deepspeed import DeepSpeedEngine  # type: ignore[import-untyped]
 
     from actors.weight_transfer import Receiver, WeightEndpoint, WeightSender
 
@@ -105,7 +105,7 @@ class LearnerRank:
             host: address of this node towards the other ranks; empty asks Ray. Give 127.0.0.1 if
                 all ranks are on one machine.
         """
-        address = host or ray.util.get_node_ip_address()
+        address = host or ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         with socket.socket() as probe:
             probe.bind((address, 0))
             return address, int(probe.getsockname()[1])

@@ -143,7 +143,7 @@ def load_student(path: Path, dtype: torch.dtype) -> PreTrainedModel:
         path, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
     )
     head = model.get_output_embeddings()
-    if not isinstance(head, torch.nn.Linear) or head.bias is not None:
+    if not isinstance(head, torch.nn.Linear) or getattr(head, "bias", None) is not None:
         raise _model_error(path, "Unsupported output head", repr(head), "a linear layer without bias")
     return cast(PreTrainedModel, model)
 

@@ -15,6 +15,7 @@ def test_tiny_build_and_check(tmp_path: Path) -> None:
     tiny = Schedule(num_steps=2, batch_size=4, num_warmup_steps=1)
     plan = BuildPlan(
         base=tiny,
+        draft=tiny,
         student=tiny,
         weak_student=tiny,
         teacher=tiny,
@@ -25,7 +26,15 @@ def test_tiny_build_and_check(tmp_path: Path) -> None:
     progress: list[BuildProgress] = []
     build(tmp_path, seed=0, report=progress.append, plan=plan)
     stages = list(dict.fromkeys(p.stage for p in progress))
-    assert stages == ["base", "student", "weak student", "rollouts", "teacher"]
+    assert stages == [
+        "base",
+        "rollouts of the base",
+        "draft",
+        "student",
+        "rollouts of the student",
+        "teacher",
+        "weak student",
+    ]
     assert all(p.num_done <= p.num_total for p in progress)
     for name in ("teacher", "student", "weak_student"):
         model = AutoModelForCausalLM.from_pretrained(tmp_path / name)
