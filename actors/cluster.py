@@ -22,6 +22,8 @@ def join_cluster(config: RayConfig) -> None:
     # Without this Ray hides GPUs from actors that ask for none by clearing the variable that a
     # user may have set; the future default leaves it alone, and warns until it is chosen.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray warns at each start that tokens protect the cluster, which is what we want.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     if config.address != LOCAL:
         ray.init(address=config.address, log_to_driver=False, logging_level=logging.WARNING)
         return

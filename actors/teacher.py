@@ -8,7 +8,7 @@ import ray
 import torch
 
 from actors.engine import Engine, EngineOptions, SamplingOptions
-from trd_ray.config import DType
+from trd_ray.config import Device, DType
 from trd_ray.scoring import AsyncScorer, HiddenScorer
 from trd_ray.types import Completion, IntArray, TeacherHidden
 
@@ -25,6 +25,7 @@ class TeacherHolder:
         hidden_dtype: DType,
         score_batch_tokens: int,
         threads: int,
+        device: Device,
     ) -> None:
         """`engine` is None for a method that does not refine: then no engine is started."""
         torch.set_num_threads(threads)
@@ -35,6 +36,7 @@ class TeacherHolder:
                 dtype=score_dtype,
                 hidden_dtype=hidden_dtype,
                 batch_tokens=score_batch_tokens,
+                device=device.value,
             )
         )
 

@@ -161,21 +161,24 @@ def thin(steps: Sequence[StepMetrics]) -> list[StepMetrics]:
 
 
 def _eval_table(evals: Sequence[EvalReport]) -> Table:
-    table = Table(title="Evaluation (95% intervals over problems)")
+    datasets = list(dict.fromkeys(report.dataset for report in evals))
+    only = f" on {datasets[0]}" if len(datasets) == 1 else ""
+    table = Table(title=Text(f"Evaluation{only} (95% intervals over problems)"))
     table.add_column("", no_wrap=True)
     for name in ("start", "end", "change"):
         table.add_column(name, justify="right", no_wrap=True)
-    for dataset in dict.fromkeys(report.dataset for report in evals):
+    for dataset in datasets:
         reports = [report for report in evals if report.dataset == dataset]
         first, last = reports[0], reports[-1]
+        prefix = "" if only else f"{dataset}: "
         table.add_row(
-            Text(f"{dataset}: avg@{last.num_samples}"),
+            Text(f"{prefix}avg@{last.num_samples}"),
             _with_interval(first.avg_at_k, first.avg_ci95),
             _with_interval(last.avg_at_k, last.avg_ci95),
             f"{last.avg_at_k - first.avg_at_k:+.3f}",
         )
         table.add_row(
-            Text(f"{dataset}: pass@{last.k}"),
+            Text(f"{prefix}pass@{last.k}"),
             _with_interval(first.pass_at_k, first.pass_ci95),
             _with_interval(last.pass_at_k, last.pass_ci95),
             f"{last.pass_at_k - first.pass_at_k:+.3f}",

@@ -138,6 +138,7 @@ def _create(
             hidden_dtype=config.teacher.hidden_dtype,
             score_batch_tokens=config.teacher.score_batch_tokens,
             threads=config.teacher.engine.threads,
+            device=config.teacher.engine.device,
         ),
         "buffer": lambda i, options: BufferActor.options(
             **options, max_concurrency=_CONCURRENT_CALLS

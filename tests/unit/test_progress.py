@@ -95,7 +95,8 @@ def test_the_closing_table_is_thin_and_compares_start_with_end():
     assert len(rows) == 20 + 2
     assert rows[0].split()[1] == "1"
     assert rows[19].split()[1] == "300"
-    assert "held[out]: avg@1" in rows[20]
+    assert "held[out]" in text
+    assert "avg@1" in rows[20]
     assert "+0.500" in rows[20]
     assert "0.200 (" in rows[20]
     assert "0.700 (" in rows[20]
