@@ -111,7 +111,7 @@ class LocalLearner:
                 self.module, tensors, teacher_head=self._teacher_head, num_loss_tokens=batch.num_loss_tokens
             )
             require_finite(loss.item(), "loss", learner_step=batch.learner_step, rank=rank)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             total += loss.item()
         return total
 

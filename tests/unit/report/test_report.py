@@ -67,7 +67,7 @@ def whole(tmp_path_factory) -> RunFolder:
 
 def test_the_page_shows_all_and_asks_nobody_for_anything(whole):
     html, page = page_of(whole)
-    assert "teacher&#39;s rewrite of the student&#39;s rollout, with an external teacher" in html
+    assert "teacher&#39;s rewrite of the student&#39;s rollout; the teacher is an external model" in html
     assert page.panels == [
         "Accuracy", "Loss", "Gradient norm", "Learning rate", "What refining changes", "Time of a step",
         "Throughput", "Length",
