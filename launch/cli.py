@@ -143,7 +143,7 @@ def main() -> None:
 
 
 def _complain(message: str) -> None:
-    error_console.print(message, style="red", markup=False, highlight=False)
+    error_console.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":
