@@ -99,7 +99,7 @@ CheckProgress = Callable[[str], None]
 def check(models_dir: Path, *, num_problems: int = 1000, seed: int = 0, report: CheckProgress) -> CheckReport:
     """Measure the models in the folders `teacher`, `student` and `weak_student` of `models_dir`.
 
-    Every rate is over the same `num_problems` held-out problems. Takes about 3 minutes on two cores
+    Every rate is over the same `num_problems` held-out problems. Takes about 3 minutes of one core
     with the default.
     """
     bench = _Bench(

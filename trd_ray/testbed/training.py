@@ -123,7 +123,7 @@ def train(
     draw: Callable[[Random], Example],
     *,
     schedule: Schedule,
-    seed: int,
+    seed: str,
     on_step: Callable[[int, float], None],
 ) -> None:
     """Train `model` in place on pairs drawn one by one.
