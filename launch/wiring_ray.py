@@ -140,9 +140,9 @@ def _create(
             threads=config.teacher.engine.threads,
             device=config.teacher.engine.device,
         ),
-        "buffer": lambda i, options: BufferActor.options(
-            **options, max_concurrency=_CONCURRENT_CALLS
-        ).remote(capacity=config.pipeline.trajectories_per_step),
+        "buffer": lambda i, options: BufferActor.options(**options, max_concurrency=_CONCURRENT_CALLS).remote(
+            capacity=config.pipeline.trajectories_per_step
+        ),
     }
     threads = {
         "learner": config.learner.threads,

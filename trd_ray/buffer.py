@@ -35,7 +35,9 @@ class TrajectoryBuffer:
         Raises `ValueError` if `num` can never be held at once.
         """
         if not 1 <= num <= self._capacity:
-            raise ValueError(f"TrajectoryBuffer.take: got num={num}; expected 1 .. capacity ({self._capacity})")
+            raise ValueError(
+                f"TrajectoryBuffer.take: got num={num}; expected 1 .. capacity ({self._capacity})"
+            )
         async with self._changed:
             await self._changed.wait_for(lambda: len(self._held) >= num)
             taken = tuple(self._held.popleft() for _ in range(num))

@@ -92,9 +92,7 @@ class Pipeline:
         """End the run after the step in hand (at once, if it is still making trajectories)."""
         self._stop.set()
 
-    async def run(
-        self, *, resume_from: Path | None = None, evaluated: Collection[int] = ()
-    ) -> RunResult:
+    async def run(self, *, resume_from: Path | None = None, evaluated: Collection[int] = ()) -> RunResult:
         """All steps that are left; a checkpoint at the end, also when stopped.
 
         Args:
@@ -207,9 +205,7 @@ class Pipeline:
         )
         self._observer.on_step(metrics)
 
-    def _batch(
-        self, trajectories: tuple[Trajectory, ...], consumed: tuple[Trajectory, ...]
-    ) -> TrainingBatch:
+    def _batch(self, trajectories: tuple[Trajectory, ...], consumed: tuple[Trajectory, ...]) -> TrainingBatch:
         rejected_share = 1.0 - len(consumed) / len(trajectories)
         if not consumed or rejected_share > self._config.pipeline.max_rejected_share:
             reasons = sorted({t.reason.value for t in trajectories if t.outcome is Outcome.REJECTED})

@@ -14,7 +14,9 @@ from trd_ray.stage_clock import Stage, StageClock
 class StepStages:
     """Entered by each of `num_trajectories` trajectories, stage by stage."""
 
-    def __init__(self, *, num_trajectories: int, barrier: bool, clock: StageClock, observer: Observer) -> None:
+    def __init__(
+        self, *, num_trajectories: int, barrier: bool, clock: StageClock, observer: Observer
+    ) -> None:
         self._num_trajectories = num_trajectories
         self._barrier = StageBarrier(num_parties=num_trajectories, enabled=barrier)
         self._clock = clock

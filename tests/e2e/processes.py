@@ -43,7 +43,12 @@ def command(config: str, run_dir: Path, *arguments: str, small: bool = True) -> 
 def run(arguments: Sequence[str], *, timeout_s: float = 600) -> subprocess.CompletedProcess[str]:
     """Run to the end; the output is kept for the message of a failed assertion."""
     return subprocess.run(
-        arguments, capture_output=True, text=True, timeout=timeout_s, cwd=ROOT, env=os.environ | {"COLUMNS": "200"}
+        arguments,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        cwd=ROOT,
+        env=os.environ | {"COLUMNS": "200"},
     )
 
 
@@ -58,7 +63,9 @@ def wait_for_lines(path: Path, num: int, process: subprocess.Popen[str], *, time
     """Wait until a file has `num` lines while `process` lives."""
     deadline = time.monotonic() + timeout_s
     while not path.exists() or len(path.read_text().splitlines()) < num:
-        assert process.poll() is None, f"the run ended with {process.returncode} before {path} had {num} lines"
+        assert process.poll() is None, (
+            f"the run ended with {process.returncode} before {path} had {num} lines"
+        )
         assert time.monotonic() < deadline, f"{path} had no {num} lines after {timeout_s} s"
         time.sleep(0.05)
 
@@ -67,7 +74,9 @@ def wait_until_gone(pids: set[int], *, timeout_s: float = 30) -> set[int]:
     """The processes of `pids` that still live after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        alive = {p for p in pids if psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE}
+        alive = {
+            p for p in pids if psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE
+        }
         if not alive:
             return set()
         time.sleep(0.2)
