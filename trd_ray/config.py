@@ -501,7 +501,7 @@ class TrdConfig:
             require(
                 budget < engine.max_model_len,
                 f"{name}.sampling.max_tokens", budget,
-                f"less than the engine's max_model_len ({engine.max_model_len}), which holds prompt and output",
+                f"less than the engine's max_model_len ({engine.max_model_len}): prompt and output",
                 "raise engine.max_model_len or lower max_tokens",
             )  # fmt: skip
         on_cuda = Device.CUDA in (self.generator.engine.device, self.learner.device)
