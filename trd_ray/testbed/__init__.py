@@ -2,7 +2,7 @@
 
 A student that makes mistakes in the middle of well-formed solutions, and a teacher that solves the
 problems and rewrites any attempt at them. Both are shipped; `build` makes them again from nothing,
-`check` measures them, `improve` shows how fast the student learns from the teacher.
+`check` measures them.
 
 What they are not, for whoever draws conclusions from them:
 
