@@ -20,8 +20,5 @@ class BufferHolder:
     async def take(self, num: int) -> tuple[Trajectory, ...]:
         return await self._buffer.take(num)
 
-    async def clear(self) -> int:
-        return await self._buffer.clear()
-
 
 BufferActor = ray.remote(BufferHolder)

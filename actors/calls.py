@@ -24,6 +24,10 @@ async def call(ref: ray.ObjectRef[T], *, actor: str, method: str, timeout_s: flo
     started = time.monotonic()
     try:
         return await asyncio.wait_for(asyncio.wrap_future(ref.future()), timeout_s)
+    except asyncio.CancelledError:
+        # Nobody waits for the answer any more; an engine must not go on decoding for it.
+        ray.cancel(ref)
+        raise
     except TimeoutError as error:
         if time.monotonic() - started < timeout_s:
             raise  # a TimeoutError that the method itself raised

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 
 import ray
 
@@ -17,6 +18,13 @@ LOCAL = "local"
 
 def join_cluster(config: RayConfig) -> None:
     """Connect this process to the cluster; starts a private one on loopback for `local`."""
+    sigterm_handler = signal.getsignal(signal.SIGTERM)
+    _init_ray(config)
+    # Ray sets its own, which would end this process in the middle of whatever it does.
+    signal.signal(signal.SIGTERM, sigterm_handler)
+
+
+def _init_ray(config: RayConfig) -> None:
     # No report of machine and job leaves this machine.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     # Without this Ray hides GPUs from actors that ask for none by clearing the variable that a

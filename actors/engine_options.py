@@ -116,6 +116,8 @@ def _engine_args(factory: type[AsyncEngineArgs], options: EngineOptions) -> Asyn
         kv_cache_memory_bytes=int(options.kv_cache_gib * _GIB) if is_cpu else None,
         enforce_eager=options.enforce_eager,
         tensor_parallel_size=options.tensor_parallel_size,
+        # Left to itself vLLM sees Ray and this actor's placement group, and takes the group over.
+        distributed_executor_backend="mp" if options.tensor_parallel_size > 1 else "uni",
         seed=options.seed,
         use_tqdm_on_load=False,
         enable_prefix_caching=options.prefix_caching,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,21 +24,31 @@ class NamedActor:
 
 
 class LeastLoaded:
-    """Chooses the member of a group with the fewest outstanding tokens."""
+    """Chooses the member of a group with the fewest outstanding tokens, and waits for a slot there.
 
-    def __init__(self, actors: tuple[NamedActor, ...]) -> None:
+    Slots bound what an actor holds, so that the time limit of a call, which begins when the slot is
+    taken, does not count the time that a long evaluation spends in the queue.
+    """
+
+    def __init__(self, actors: tuple[NamedActor, ...], *, num_slots: int) -> None:
+        """
+        Args:
+            num_slots: requests that one actor holds at once.
+        """
         if not actors:
             raise ValueError("LeastLoaded: got no actors; expected one or more")
         self._actors = actors
         self._outstanding = [0] * len(actors)
+        self._slots = [asyncio.Semaphore(num_slots) for _ in actors]
 
-    @contextmanager
-    def choose(self, num_tokens: int) -> Iterator[NamedActor]:
+    @asynccontextmanager
+    async def choose(self, num_tokens: int) -> AsyncIterator[NamedActor]:
         """The actor for a request of about `num_tokens`, which count as outstanding meanwhile."""
         index = self._outstanding.index(min(self._outstanding))
         self._outstanding[index] += num_tokens
         try:
-            yield self._actors[index]
+            async with self._slots[index]:
+                yield self._actors[index]
         finally:
             self._outstanding[index] -= num_tokens
 
@@ -45,13 +56,13 @@ class LeastLoaded:
 class RayGenerators:
     """Implements `Generator` over a group of generator actors."""
 
-    def __init__(self, actors: tuple[NamedActor, ...], *, timeout_s: float) -> None:
-        self._group = LeastLoaded(actors)
+    def __init__(self, actors: tuple[NamedActor, ...], *, num_slots: int, timeout_s: float) -> None:
+        self._group = LeastLoaded(actors, num_slots=num_slots)
         self._timeout_s = timeout_s
         self._ids = itertools.count()
 
     async def generate(self, prompt: Prompt, sampling: SamplingConfig) -> Completion:
-        with self._group.choose(len(prompt.token_ids) + sampling.max_tokens) as actor:
+        async with self._group.choose(len(prompt.token_ids) + sampling.max_tokens) as actor:
             ref = actor.handle.generate.remote(
                 prompt.token_ids, sampling_options(sampling, seed=prompt.seed), f"rollout-{next(self._ids)}"
             )
@@ -61,20 +72,20 @@ class RayGenerators:
 class RayTeachers:
     """Implements `Teacher` over a group of teacher actors."""
 
-    def __init__(self, actors: tuple[NamedActor, ...], *, timeout_s: float) -> None:
-        self._group = LeastLoaded(actors)
+    def __init__(self, actors: tuple[NamedActor, ...], *, num_slots: int, timeout_s: float) -> None:
+        self._group = LeastLoaded(actors, num_slots=num_slots)
         self._timeout_s = timeout_s
         self._ids = itertools.count()
 
     async def refine(self, prompt_ids: IntArray, sampling: SamplingConfig, seed: int) -> Completion:
-        with self._group.choose(len(prompt_ids) + sampling.max_tokens) as actor:
+        async with self._group.choose(len(prompt_ids) + sampling.max_tokens) as actor:
             ref = actor.handle.refine.remote(
                 prompt_ids, sampling_options(sampling, seed=seed), f"refine-{next(self._ids)}"
             )
             return await call(ref, actor=actor.name, method="refine", timeout_s=self._timeout_s)
 
     async def score(self, context_ids: IntArray, token_ids: IntArray) -> TeacherHidden:
-        with self._group.choose(len(context_ids) + len(token_ids)) as actor:
+        async with self._group.choose(len(context_ids) + len(token_ids)) as actor:
             ref = actor.handle.score.remote(context_ids, token_ids)
             return await call(ref, actor=actor.name, method="score", timeout_s=self._timeout_s)
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from actors.environment_deepspeed import deepspeed_config, set_learner_environment, skip_shared_memory_op
 from actors.learner_weights import GATHER_BUCKET_BYTES, gathered_weights, manifest_of
+from actors.weight_transfer_group import listen_on
 from trd_ray.batching import collate
 from trd_ray.config import Device, Divergence, LearnerConfig
 from trd_ray.errors import CheckpointError, describe
@@ -97,6 +98,7 @@ class LearnerRank:
         self._teacher_head: Tensor
         self._device: torch.device
         self._sender: WeightSender | None = None
+        self._listener: socket.socket | None = None
 
     def find_master(self, host: str = "") -> tuple[str, int]:
         """An address and a free port on this node at which the ranks can meet; for rank 0.
@@ -106,9 +108,10 @@ class LearnerRank:
                 all ranks are on one machine.
         """
         address = host or ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-        with socket.socket() as probe:
-            probe.bind((address, 0))
-            return address, int(probe.getsockname()[1])
+        # Kept open until `setup`: nobody else can take the port, and torch, given no socket, would
+        # listen on every address of the machine.
+        self._listener = listen_on(address)
+        return address, int(self._listener.getsockname()[1])
 
     def setup(self, master_address: str, master_port: int) -> None:
         """Load the models and start DeepSpeed. Collective.
@@ -141,21 +144,31 @@ class LearnerRank:
 
         if on_cpu:
             skip_shared_memory_op()
-        deepspeed.init_distributed(
-            dist_backend="gloo" if on_cpu else "nccl",
-            init_method=f"tcp://{master_address}:{master_port}",
-            rank=self._rank,
-            world_size=self._world_size,
-            timeout=self._timeout,
-            auto_mpi_discovery=False,
-            verbose=False,
-        )
+        backend = "gloo" if on_cpu else "nccl"
+        self._join_group(backend, master_address, master_port)
+        # Finds the group that is there, and uses it.
+        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
         self._device = torch.device(config.device.value)
         self._module = module
         self._teacher_head = teacher_head.to(self._device)
         self._engine = deepspeed.initialize(
             model=module, optimizer=make_optimizer(module, config.optimizer), config=deepspeed_config(config)
         )[0]
+
+    def _join_group(self, backend: str, master_address: str, master_port: int) -> None:
+        """Meet the other ranks; the store's server, on rank 0, listens on the master address alone."""
+        store = dist.TCPStore(
+            host_name=master_address,
+            port=master_port,
+            world_size=self._world_size,
+            is_master=self._rank == 0,
+            timeout=self._timeout,
+            wait_for_workers=False,
+            master_listen_fd=None if self._listener is None else self._listener.detach(),
+        )
+        dist.init_process_group(
+            backend, store=store, rank=self._rank, world_size=self._world_size, timeout=self._timeout
+        )
 
     def learn(self, batch: TrainingBatch) -> LearnerStep:
         """One optimizer step. Collective; every rank returns the same record but for `learn_s`.

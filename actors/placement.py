@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections import Counter
@@ -64,17 +65,31 @@ def total_request(requests: Sequence[ActorRequest]) -> Counter[str]:
     return total
 
 
-def reserve(requests: Sequence[ActorRequest], *, timeout_s: float) -> PlacementGroup:
+async def reserve(requests: Sequence[ActorRequest], *, timeout_s: float) -> PlacementGroup:
     """Reserve every bundle, logging what is missing while it waits.
 
     Raises `PlacementError` with the shortage after `timeout_s` seconds; nothing stays reserved.
     """
     group = placement_group([request.bundle() for request in requests], strategy="PACK")
+    placed = False
+    try:
+        await _wait(group, requests, timeout_s=timeout_s)
+        placed = True
+    finally:
+        if not placed:
+            remove_placement_group(group)
+    return group
+
+
+async def _wait(group: PlacementGroup, requests: Sequence[ActorRequest], *, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
-    while not group.wait(timeout_seconds=min(_REPORT_EVERY_S, max(0.1, deadline - time.monotonic()))):
+    while True:
+        patience = min(_REPORT_EVERY_S, max(0.1, deadline - time.monotonic()))
+        # In a thread: a Ctrl-C must reach the event loop meanwhile.
+        if await asyncio.to_thread(group.wait, timeout_seconds=patience):
+            return
         shortage = describe_shortage(requests)
         if time.monotonic() >= deadline:
-            remove_placement_group(group)
             raise PlacementError(
                 describe(
                     "the actors do not fit on the cluster",
@@ -85,7 +100,6 @@ def reserve(requests: Sequence[ActorRequest], *, timeout_s: float) -> PlacementG
                 )
             )
         log.warning("waiting for placement: %s", shortage)
-    return group
 
 
 def describe_shortage(requests: Sequence[ActorRequest]) -> str:

@@ -16,8 +16,9 @@ from trd_ray.types import SyncReport
 from trd_ray.weights import WeightManifest
 
 _MIB = 2**20
-# The ends have the time limit themselves, and name the culprit; the driver's is only a last resort.
-_DRIVER_GRACE_S = 60.0
+# The ends limit each of their waits themselves, and name the culprit. A push has several of them in a
+# row (begin, broadcast, load, resume); the driver's limit is only a last resort.
+_WAITS_PER_PUSH = 4
 
 
 class RayWeightSync:
@@ -49,7 +50,7 @@ class RayWeightSync:
 
     @property
     def _limit_s(self) -> float:
-        return self._timeout_s + _DRIVER_GRACE_S
+        return _WAITS_PER_PUSH * self._timeout_s
 
     async def connect(self) -> None:
         """Bring rank 0 and all generators into one transfer group; once, before the first push."""

@@ -6,6 +6,7 @@ process is started).
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -138,6 +139,9 @@ def main() -> None:
     """Entry point: turns errors into messages and exit codes."""
     try:
         app()
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        _complain("stopped by a signal")
+        sys.exit(1)
     except _BAD_INPUT as error:
         _complain(str(error))
         sys.exit(2)

@@ -16,15 +16,18 @@ from rich.table import Table
 
 from launch.consoles import console
 from launch.preflight import check_run
+from launch.signals import Signals
+from launch.wiring_ray import RayRoles, ray_run
 from trd_ray.agreement import TOLERANCES, LogprobAgreement, compare_logprobs
 from trd_ray.assembly import RunInputs
 from trd_ray.batching import make_training_batch
 from trd_ray.config import Divergence, DType, MethodConfig, TeacherWeights, TrdConfig
-from trd_ray.errors import DataError, ModelError
+from trd_ray.errors import DataError, ModelError, TrdRayError
 from trd_ray.interfaces import Teacher
 from trd_ray.types import (
     Completion,
     Prompt,
+    SyncReport,
     TeacherContext,
     TrainingBatch,
     TrainingSample,
@@ -32,6 +35,8 @@ from trd_ray.types import (
 )
 
 _NUM_PROBLEMS = 8
+# Large enough that a step changes weights in bfloat16 too; nothing of it is kept.
+_PUSHED_LEARNING_RATE = 1e-2
 _PACKAGES = ("torch", "transformers", "vllm", "deepspeed", "ray")
 # Their published builds do not match a CPU build of torch, and then transformers cannot be imported.
 _UNWANTED = ("torchvision", "torchaudio", "torchcodec")
@@ -63,9 +68,25 @@ def examine(config: TrdConfig) -> int:
         findings.append(_passed("tokenizers", "student and teacher give each token the same id"))
         num_tokens = len(_prompt(inputs, 0).token_ids)
         findings.append(_passed("chat template", f"{num_tokens} tokens for the first prompt"))
-        findings += asyncio.run(_compare(self_teaching(config), inputs))
+        findings += _agreements(self_teaching(config), inputs)
     console.print(_table(findings))
     return 0 if all(finding.passed for finding in findings) else 1
+
+
+def _agreements(config: TrdConfig, inputs: RunInputs) -> list[Finding]:
+    """Findings of the real actors; one that fails to start or to agree is a finding too."""
+    try:
+        return asyncio.run(_compare(config, inputs))
+    except TrdRayError as error:
+        first, *rest = str(error).splitlines()
+        return [
+            Finding(
+                check="actors",
+                passed=False,
+                measured=f"{type(error).__name__}: {first}",
+                remedy="\n".join(rest),
+            )
+        ]
 
 
 def self_teaching(config: TrdConfig) -> TrdConfig:
@@ -76,7 +97,15 @@ def self_teaching(config: TrdConfig) -> TrdConfig:
         teacher_context=TeacherContext.PROMPT,
         divergence=Divergence.FORWARD_KL,
     )
-    return dataclasses.replace(config, method=method)
+    optimizer = dataclasses.replace(
+        config.learner.optimizer, learning_rate=_PUSHED_LEARNING_RATE, warmup_ratio=0.0
+    )
+    return dataclasses.replace(
+        config,
+        method=method,
+        learner=dataclasses.replace(config.learner, optimizer=optimizer),
+        weight_sync=dataclasses.replace(config.weight_sync, verify=True),
+    )
 
 
 def _installed() -> Iterator[Finding]:
@@ -112,24 +141,28 @@ def _version(name: str) -> str:
 
 
 async def _compare(config: TrdConfig, inputs: RunInputs) -> list[Finding]:
-    from launch.wiring_ray import ray_run
-
     prompts = [_prompt(inputs, index) for index in range(_NUM_PROBLEMS)]
-    async with ray_run(config, inputs) as running:
-        roles = running.roles
-        rollouts = await asyncio.gather(
-            *(roles.generator.generate(prompt, config.generator.sampling) for prompt in prompts)
-        )
-        probes = [
-            (rollout.logprobs, await running.learner.probe_logprobs(prompt.token_ids, rollout.token_ids))
-            for prompt, rollout in zip(prompts, rollouts, strict=True)
-        ]
-        await roles.weight_sync.push(0)
-        step = await roles.learner.learn(await _self_taught(config, roles.teacher, prompts, rollouts))
+    with Signals():
+        async with ray_run(config, inputs) as running:
+            return await _measure(config, running, prompts)
+
+
+async def _measure(config: TrdConfig, running: RayRoles, prompts: list[Prompt]) -> list[Finding]:
+    roles = running.roles
+    rollouts = await asyncio.gather(
+        *(roles.generator.generate(prompt, config.generator.sampling) for prompt in prompts)
+    )
+    probes = [
+        (rollout.logprobs, await running.learner.probe_logprobs(prompt.token_ids, rollout.token_ids))
+        for prompt, rollout in zip(prompts, rollouts, strict=True)
+    ]
+    before = await roles.weight_sync.push(0)
+    step = await roles.learner.learn(await _self_taught(config, roles.teacher, prompts, rollouts))
+    after = await roles.weight_sync.push(1)
     return [
         _agreement(compare_logprobs(probes), config),
-        _passed("weight sync", "checksum of the generators' loaded weights equals the learner's"),
         _zero(step.loss, rollouts, config),
+        _pushed(before, after),
     ]
 
 
@@ -169,6 +202,17 @@ def _agreement(agreement: LogprobAgreement, config: TrdConfig) -> Finding:
         f"largest {agreement.largest:.2g} (limit {tolerance.largest:g}) nats",
         remedy="rollouts are not what the learner takes them for: compare dtypes, and whether vLLM supports "
         "this model",
+    )
+
+
+def _pushed(before: SyncReport, after: SyncReport) -> Finding:
+    """Both pushes were compared by checksum, or they would have raised; the second must be another."""
+    return Finding(
+        check="weight sync",
+        passed=before.checksum != after.checksum,
+        measured=f"{after.num_parameters:,} weights in {after.sync_s:.2f} s; generators hold what was sent, "
+        f"checksum {before.checksum[:8]} before an optimizer step and {after.checksum[:8]} after it",
+        remedy="the optimizer step changed no weight that the generators can hold: compare dtypes",
     )
 
 

@@ -10,6 +10,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from launch.consoles import console
 from launch.preflight import check_run
 from launch.progress import Progress
+from launch.signals import Signals
 from trd_ray.assembly import RunInputs, build_evaluator
 from trd_ray.config import TrdConfig
 from trd_ray.errors import ConfigError, describe
@@ -36,7 +37,7 @@ def evaluate(config: TrdConfig, *, no_ray: bool, as_json: bool) -> None:
 
 
 async def _evaluate(config: TrdConfig, inputs: RunInputs, *, no_ray: bool) -> EvalReport:
-    with Progress(0, console=console) as progress:
+    with Progress(0, console=console) as progress, Signals():
         async with _generators(config, inputs, no_ray=no_ray) as generator:
             evaluator = build_evaluator(config, generator=generator, inputs=inputs, observer=progress)
             assert evaluator is not None  # there are problems
@@ -57,7 +58,9 @@ def _generators(
 
 @asynccontextmanager
 async def _local_generator(config: TrdConfig, inputs: RunInputs) -> AsyncIterator[Generator]:
-    from launch.wiring_local import local_roles
+    from launch.wiring_local import load_generator
+    from trd_ray.local.engine import LocalGenerator
+    from trd_ray.models import load_student, torch_dtype
 
-    async with local_roles(config, inputs) as roles:
-        yield roles.generator
+    model = load_student(inputs.student_path, torch_dtype(config.generator.engine.dtype))
+    yield LocalGenerator(load_generator(config, inputs, model))

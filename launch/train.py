@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import sys
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -13,12 +12,13 @@ from pathlib import Path
 from launch.consoles import console
 from launch.preflight import check_run
 from launch.progress import Progress, closing_table
+from launch.signals import Signals
 from trd_ray.assembly import Roles, RunInputs, build_pipeline
 from trd_ray.config import TrdConfig
 from trd_ray.config_loader import dump_config
 from trd_ray.metrics import MetricsWriter, read_evals, read_metrics
 from trd_ray.observer import Observers
-from trd_ray.pipeline import Pipeline, RunResult
+from trd_ray.pipeline import RunResult
 from trd_ray.report import write_report
 from trd_ray.resume import check_same_run
 from trd_ray.run_folder import RunFolder
@@ -69,7 +69,7 @@ async def _run(config: TrdConfig, inputs: RunInputs, start: _Start, *, no_ray: b
         MetricsWriter(
             start.folder, tensorboard=config.run.tensorboard, first_step=start.first_step
         ) as writer,
-        _Signals() as signals,
+        Signals() as signals,
     ):
         observer = Observers([writer, progress])
         progress.on_stage("start", 0, 1)
@@ -89,43 +89,6 @@ def _wiring(config: TrdConfig, inputs: RunInputs, *, no_ray: bool) -> AbstractAs
     from launch.wiring_ray import ray_roles
 
     return ray_roles(config, inputs)
-
-
-class _Signals:
-    """Ctrl-C and SIGTERM: the first asks the pipeline to stop, a second one cancels it."""
-
-    _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._main = asyncio.current_task()
-        self._pipeline: Pipeline | None = None
-        self._asked = False
-
-    def hand_over(self, pipeline: Pipeline) -> None:
-        """From now on there is a pipeline to ask. Ray replaces handlers at its start: set them again."""
-        self._pipeline = pipeline
-        self._install()
-
-    def _install(self) -> None:
-        for number in self._SIGNALS:
-            self._loop.add_signal_handler(number, self._on_signal)
-
-    def _on_signal(self) -> None:
-        if self._pipeline is not None and not self._asked:
-            self._asked = True
-            log.warning("stopping after a checkpoint; once more to stop at once")
-            self._pipeline.request_stop()
-        elif self._main is not None:
-            self._main.cancel()
-
-    def __enter__(self) -> _Signals:
-        self._install()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number in self._SIGNALS:
-            self._loop.remove_signal_handler(number)
 
 
 def _close(folder: RunFolder, result: RunResult) -> None:

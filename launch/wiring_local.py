@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from transformers import PreTrainedModel
+
 from trd_ray.assembly import Roles, RunInputs
 from trd_ray.buffer import TrajectoryBuffer
 from trd_ray.config import TrdConfig
@@ -27,17 +29,12 @@ async def local_roles(config: TrdConfig, inputs: RunInputs) -> AsyncIterator[Rol
         num_steps=config.run.num_steps,
         seed=config.run.seed,
     )
-    generator = LocalEngine(
-        learner.module.model,
-        inputs.tokenizer,
-        end_ids=end_token_ids(inputs.student_path),
-        max_batch=config.generator.engine.max_num_seqs,
-    )
+    generator = load_generator(config, inputs, learner.module.model)
     teacher_model = load_student(inputs.teacher_path, torch_dtype(config.teacher.score_dtype))
     refiner = LocalEngine(
         teacher_model,
         inputs.prompts.teacher_format.tokenizer,
-        end_ids=end_token_ids(inputs.teacher_path),
+        end_ids=end_token_ids(inputs.teacher_path, inputs.prompts.teacher_format.tokenizer),
         max_batch=config.teacher.engine.max_num_seqs,
     )
     scorer = HiddenScorer(
@@ -51,4 +48,14 @@ async def local_roles(config: TrdConfig, inputs: RunInputs) -> AsyncIterator[Rol
         learner=learner,
         weight_sync=LocalWeightSync(learner, generator),
         buffer=TrajectoryBuffer(capacity=config.pipeline.trajectories_per_step),
+    )
+
+
+def load_generator(config: TrdConfig, inputs: RunInputs, model: PreTrainedModel) -> LocalEngine:
+    """An engine around the student `model`."""
+    return LocalEngine(
+        model,
+        inputs.tokenizer,
+        end_ids=end_token_ids(inputs.student_path, inputs.tokenizer),
+        max_batch=config.generator.engine.max_num_seqs,
     )

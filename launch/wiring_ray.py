@@ -27,12 +27,14 @@ from actors.teacher import TeacherActor
 from actors.weight_sync import RayWeightSync
 from trd_ray.assembly import Roles, RunInputs
 from trd_ray.config import EngineConfig, TrdConfig
-from trd_ray.errors import ActorTimeoutError, RunFailedError
+from trd_ray.errors import ActorTimeoutError, PlacementError, RunFailedError, describe
 from trd_ray.types import TrajectorySource
 
 log = logging.getLogger(__name__)
 
 _SHUTDOWN_S = 30.0
+# One batch computes while another waits at the engine, so that it never runs dry.
+_SLOTS_PER_SEQUENCE = 2
 # More than a step ever has in flight; the pipeline bounds the number of requests, not the actor.
 _CONCURRENT_CALLS = 100_000
 
@@ -79,7 +81,7 @@ async def ray_generators(config: TrdConfig, inputs: RunInputs) -> AsyncIterator[
     requests = tuple(r for r in actor_requests(config) if r.name.startswith("generator-"))
     async with _ray_groups(config, inputs, requests) as groups:
         await _start(groups.generators, timeout_s=config.timeouts.start_s)
-        yield RayGenerators(groups.generators, timeout_s=config.timeouts.generate_s)
+        yield _generators(config, groups)
 
 
 @asynccontextmanager
@@ -88,8 +90,9 @@ async def _ray_groups(
 ) -> AsyncIterator[RayGroups]:
     join_cluster(config.ray)
     try:
+        _check_meeting_place(config)
         log.info("actor logs are in %s", actor_log_folder())
-        placement = reserve(requests, timeout_s=config.timeouts.placement_s)
+        placement = await reserve(requests, timeout_s=config.timeouts.placement_s)
         try:
             groups = _create(config, inputs, requests, placement)
             try:
@@ -100,6 +103,21 @@ async def _ray_groups(
             remove_placement_group(placement)
     finally:
         leave_cluster()
+
+
+def _check_meeting_place(config: TrdConfig) -> None:
+    """Ranks and generators on other machines cannot meet at a loopback address."""
+    num_nodes = sum(node["Alive"] for node in ray.nodes())
+    if num_nodes > 1 and config.weight_sync.host.startswith("127."):
+        raise PlacementError(
+            describe(
+                "the actors may be on several machines, and would meet on loopback",
+                where="weight_sync.host",
+                got=f"{config.weight_sync.host}, {num_nodes} nodes",
+                expected="the address of the node of the first learner rank",
+                remedy="set weight_sync.host to the head node's address, and run the learner there",
+            )
+        )
 
 
 async def _start(actors: tuple[NamedActor, ...], *, timeout_s: float) -> None:
@@ -220,6 +238,14 @@ def _teacher_engine(config: TrdConfig, inputs: RunInputs, *, index: int) -> Engi
     )
 
 
+def _generators(config: TrdConfig, groups: RayGroups) -> RayGenerators:
+    return RayGenerators(
+        groups.generators,
+        num_slots=_SLOTS_PER_SEQUENCE * config.generator.engine.max_num_seqs,
+        timeout_s=config.timeouts.generate_s,
+    )
+
+
 async def _connect(config: TrdConfig, groups: RayGroups) -> RayRoles:
     """Wait until every actor serves, then bring learner and generators together."""
     limits = config.timeouts
@@ -238,12 +264,15 @@ async def _connect(config: TrdConfig, groups: RayGroups) -> RayRoles:
     )
     await weight_sync.connect()
     roles = Roles(
-        generator=RayGenerators(groups.generators, timeout_s=limits.generate_s),
-        teacher=RayTeachers(groups.teachers, timeout_s=limits.generate_s),
+        generator=_generators(config, groups),
+        teacher=RayTeachers(
+            groups.teachers,
+            num_slots=_SLOTS_PER_SEQUENCE * config.teacher.engine.max_num_seqs,
+            timeout_s=limits.generate_s,
+        ),
         learner=learner,
         weight_sync=weight_sync,
-        # A batch is whole only when its slowest rollout, rewrite and score are.
-        buffer=RayBuffer(groups.buffers[0], timeout_s=3 * limits.generate_s),
+        buffer=RayBuffer(groups.buffers[0], timeout_s=limits.generate_s),
     )
     return RayRoles(roles=roles, learner=learner, groups=groups)
 

@@ -43,11 +43,3 @@ class TrajectoryBuffer:
             taken = tuple(self._held.popleft() for _ in range(num))
             self._changed.notify_all()
         return taken
-
-    async def clear(self) -> int:
-        """Drop all that is held, for a step that was abandoned; returns how many."""
-        async with self._changed:
-            num = len(self._held)
-            self._held.clear()
-            self._changed.notify_all()
-        return num

@@ -504,6 +504,7 @@ class TrdConfig:
                 f"less than the engine's max_model_len ({engine.max_model_len}): prompt and output",
                 "raise engine.max_model_len or lower max_tokens",
             )  # fmt: skip
+        self._check_gpus()
         on_cuda = Device.CUDA in (self.generator.engine.device, self.learner.device)
         require(
             (self.weight_sync.backend is SyncBackend.NCCL) == on_cuda,
@@ -517,6 +518,24 @@ class TrdConfig:
             f"the generators' device ({self.generator.engine.device.value})",
             "put both on the same kind of device",
         )  # fmt: skip
+
+    def _check_gpus(self) -> None:
+        """An actor that asks Ray for no GPU would see all of them, and take the first."""
+        wanted = (
+            ("generator", self.generator.engine.device, self.generator.engine.tensor_parallel_size,
+             self.generator.resources),
+            ("teacher", self.teacher.engine.device, self.teacher.engine.tensor_parallel_size,
+             self.teacher.resources),
+            ("learner", self.learner.device, 1, self.learner.resources),
+        )  # fmt: skip
+        for role, device, num_gpus, resources in wanted:
+            needed = num_gpus if device is Device.CUDA else 0
+            require(
+                resources.gpus == needed,
+                f"{role}.resources.gpus", resources.gpus,
+                f"{needed}: one for each GPU that the actor computes on (device {device.value})",
+                f"set {role}.resources.gpus={needed}",
+            )  # fmt: skip
 
     @property
     def teacher_model(self) -> str:

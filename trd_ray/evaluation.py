@@ -216,9 +216,11 @@ async def evaluate(
     async def run(prompt: Prompt) -> GradedSample:
         nonlocal done
         completion = await generator.generate(prompt, sampling)
+        # A grader of mathematics may compute for a second; the loop must go on meanwhile.
+        graded = await asyncio.to_thread(grade, prompt.problem, completion.text)
         sample = GradedSample(
             prompt_id=prompt.problem.prompt_id,
-            correct=grade(prompt.problem, completion.text).correct,
+            correct=graded.correct,
             num_tokens=len(completion.token_ids),
             truncated=completion.stop_reason is StopReason.LENGTH,
         )

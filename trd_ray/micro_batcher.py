@@ -40,10 +40,20 @@ class MicroBatcher(Generic[Request, Result]):
         while self._waiting:
             batch, self._waiting = self._waiting[: self._max_batch], self._waiting[self._max_batch :]
             live = [(request, future) for request, future in batch if not future.done()]
+            if not live:
+                continue
             outcome = await asyncio.gather(
-                asyncio.to_thread(self._compute, [request for request, _ in live]), return_exceptions=True
+                asyncio.to_thread(self._compute_all, [request for request, _ in live]), return_exceptions=True
             )
             _deliver([future for _, future in live], outcome[0])
+
+    def _compute_all(self, requests: Sequence[Request]) -> Sequence[Result]:
+        results = self._compute(requests)
+        if len(results) != len(requests):
+            raise ValueError(
+                f"MicroBatcher: compute gave {len(results)} results for {len(requests)} requests"
+            )
+        return results
 
 
 def _deliver(futures: list[asyncio.Future[Result]], outcome: Sequence[Result] | BaseException) -> None:

@@ -152,12 +152,13 @@ class Pipeline:
             async with asyncio.TaskGroup() as group:
                 for prompt in prompts:
                     group.create_task(self._producer.produce(prompt, stages))
-                taking = group.create_task(self._buffer.take(len(prompts)))
         except BaseExceptionGroup as failures:
             # The siblings were cancelled because of the first; that one is the news.
             raise failures.exceptions[0] from failures
         order = {(p.problem.prompt_id, p.epoch, p.sample_index): i for i, p in enumerate(prompts)}
-        return tuple(sorted(taking.result(), key=lambda t: order[_prompt_key(t.rollout.prompt)]))
+        # All of the step are there now, since the buffer has room for a whole step.
+        taken = await self._buffer.take(len(prompts))
+        return tuple(sorted(taken, key=lambda t: order[_prompt_key(t.rollout.prompt)]))
 
     def _draw_prompts(self) -> tuple[Prompt, ...]:
         step = self._state.learner_step + 1

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 import ray
+from ray.exceptions import TaskCancelledError
 
 from actors.buffer import BufferActor
 from actors.calls import call, call_all
@@ -107,19 +108,48 @@ async def test_call_all_keeps_order():
     assert [c.text for c in done] == ["a:5:1", "b:5:1"]
 
 
-def test_least_loaded_counts_outstanding_tokens():
-    group = LeastLoaded((NamedActor(name="a", handle=None), NamedActor(name="b", handle=None)))
-    with group.choose(100) as first:
-        with group.choose(10) as second, group.choose(10) as third:
+async def test_least_loaded_counts_outstanding_tokens():
+    group = LeastLoaded((NamedActor(name="a", handle=None), NamedActor(name="b", handle=None)), num_slots=9)
+    async with group.choose(100) as first:
+        async with group.choose(10) as second, group.choose(10) as third:
             assert [first.name, second.name, third.name] == ["a", "b", "b"]
-        with group.choose(1) as fourth:
+        async with group.choose(1) as fourth:
             assert fourth.name == "b"
-    with group.choose(1) as fifth:
+    async with group.choose(1) as fifth:
         assert fifth.name == "a"
 
 
+async def test_slots_hold_back_what_an_actor_cannot_take():
+    group = LeastLoaded((NamedActor(name="a", handle=None),), num_slots=1)
+    entered = asyncio.Event()
+
+    async def second() -> None:
+        async with group.choose(1):
+            entered.set()
+
+    async with group.choose(1):
+        waiting = asyncio.create_task(second())
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not entered.is_set()
+    await waiting
+    assert entered.is_set()
+
+
+async def test_cancelled_caller_cancels_the_call():
+    actor = make_actor("generator-0")
+    ref = actor.handle.hang.remote()
+    calling = asyncio.create_task(call(ref, actor=actor.name, method="hang", timeout_s=60))
+    await asyncio.sleep(0.5)
+    calling.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await calling
+    with pytest.raises(TaskCancelledError):
+        ray.get(ref, timeout=20)
+
+
 async def test_generators_answer_each_sample_with_its_own_request():
-    generators = RayGenerators((make_actor("g0"), make_actor("g1")), timeout_s=30)
+    generators = RayGenerators((make_actor("g0"), make_actor("g1")), num_slots=2, timeout_s=30)
     done = await asyncio.gather(*(generators.generate(make_prompt(i), SamplingConfig()) for i in range(6)))
     assert len({c.text for c in done}) == 6
 
@@ -144,9 +174,9 @@ def test_requests_follow_the_configuration():
     assert requests[2].bundle() == {"CPU": 3, "memory": 2 * 2**30}
 
 
-def test_what_cannot_be_placed_is_said_with_the_shortage_in_time():
+async def test_what_cannot_be_placed_is_said_with_the_shortage_in_time():
     requests = [ActorRequest(name="generator-0", resources=ResourceConfig(cpus=2, gpus=1))]
     start = time.monotonic()
     with pytest.raises(PlacementError, match=r"GPU: asked 1, cluster has 0, free 0"):
-        reserve(requests, timeout_s=2)
+        await reserve(requests, timeout_s=2)
     assert time.monotonic() - start < 20

@@ -60,6 +60,8 @@ def test_every_key_is_described_in_base_yaml():
         ("method.trajectory=rollout", ["method.teacher_context", "no refinement"]),
         ("method.teacher_context=privileged", ["method.teacher_context", "method.privileged=true"]),
         ("generator.sampling.max_tokens=512", ["generator.sampling.max_tokens", "max_model_len"]),
+        ("learner.device=cuda", ["learner.resources.gpus", "1: one for each GPU"]),
+        ("teacher.resources.gpus=1", ["teacher.resources.gpus", "0: one for each GPU"]),
         ("weight_sync.backend=nccl", ["weight_sync.backend", "cpu if both are on cpu"]),
     ],
 )

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from trd_ray.config import SamplingConfig
+from trd_ray.errors import ModelError, describe
 from trd_ray.types import FloatArray, IntArray, StopReason
 
 
@@ -38,11 +39,27 @@ class Sampled:
     stop_reason: StopReason
 
 
-def end_token_ids(path: Path) -> frozenset[int]:
-    """The ids that end an answer of the model in a folder, as its generation configuration says."""
-    config = GenerationConfig.from_pretrained(path, local_files_only=True)
-    ids = config.eos_token_id
-    return frozenset(ids if isinstance(ids, list) else [ids])
+def end_token_ids(path: Path, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The ids that end an answer: the tokenizer's end token and those of generation_config.json.
+
+    Raises `ModelError` if the model has none: it would never stop.
+    """
+    ids = {tokenizer.eos_token_id}
+    if (path / "generation_config.json").is_file():
+        configured = GenerationConfig.from_pretrained(path, local_files_only=True).eos_token_id
+        ids |= set(configured) if isinstance(configured, list) else {configured}
+    ids.discard(None)
+    if not ids:
+        raise ModelError(
+            describe(
+                "the model has no end token",
+                where=str(path),
+                got="none in the tokenizer and none in generation_config.json",
+                expected="eos_token_id",
+                remedy="set eos_token in tokenizer_config.json",
+            )
+        )
+    return frozenset(ids)
 
 
 @torch.no_grad()

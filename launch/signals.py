@@ -1,0 +1,49 @@
+"""Ctrl-C and SIGTERM: a run ends with a checkpoint, whatever it is doing ends clean."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from typing import Self
+
+from trd_ray.pipeline import Pipeline
+
+log = logging.getLogger(__name__)
+
+
+class Signals:
+    """Owns the handlers while the block runs.
+
+    Before `hand_over`, and at the second signal after it, the current task is cancelled: what it
+    started ends in its `finally` blocks. The first one after it asks the pipeline to stop.
+    """
+
+    _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._main = asyncio.current_task()
+        self._pipeline: Pipeline | None = None
+        self._asked = False
+
+    def hand_over(self, pipeline: Pipeline) -> None:
+        """From now on there is a pipeline to ask."""
+        self._pipeline = pipeline
+
+    def _on_signal(self) -> None:
+        if self._pipeline is not None and not self._asked:
+            self._asked = True
+            log.warning("stopping after a checkpoint; once more to stop at once")
+            self._pipeline.request_stop()
+        elif self._main is not None:
+            self._main.cancel()
+
+    def __enter__(self) -> Self:
+        for number in self._SIGNALS:
+            self._loop.add_signal_handler(number, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number in self._SIGNALS:
+            self._loop.remove_signal_handler(number)

@@ -1,0 +1,59 @@
+"""A real pretrained model on real problems: SmolLM2-135M-Instruct on a sample of GSM8K, TRD-OPSD."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.processes import command, run
+from trd_ray.convert import convert_smollm2
+from trd_ray.metrics import read_metrics
+from trd_ray.run_folder import RunFolder
+from trd_ray.trajectory_log import read_trajectories
+from trd_ray.types import Outcome
+
+NUM_STEPS = 5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_five_steps_of_trd_opsd(tmp_path: Path):
+    model = tmp_path / "smollm2"
+    convert_smollm2(model)
+    arguments = command(
+        "trd_opsd_gsm8k_smollm2.yaml",
+        tmp_path / "run",
+        f"student.model={model}",
+        f"run.num_steps={NUM_STEPS}",
+        "data.eval_problems=2",
+        "generator.sampling.max_tokens=96",
+        "eval.sampling.max_tokens=96",
+        small=False,
+    )
+    done = run(arguments, timeout_s=2300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = RunFolder(tmp_path / "run")
+    metrics = read_metrics(folder.metrics)
+    assert [m.learner_step for m in metrics] == list(range(1, NUM_STEPS + 1))
+    for m in metrics:
+        numbers = (
+            m.loss,
+            m.grad_norm,
+            m.learning_rate,
+            m.rollout_accuracy,
+            m.refined_accuracy,
+            m.tokens_per_s,
+        )
+        assert all(n is not None and math.isfinite(n) for n in numbers)
+        assert m.loss > 0 and m.grad_norm > 0 and m.num_loss_tokens > 0
+    # weight_sync.verify compared the generator's loaded weights with the learner's after each push.
+    assert "verify: true" in folder.config.read_text()
+    rows = list(read_trajectories(folder.trajectories))
+    rewritten = [row for row in rows if row.outcome == Outcome.CONSUMED]
+    assert rewritten
+    for row in rewritten:
+        words = [word for word in row.trajectory_text.split() if word.isalpha()]
+        assert len(words) >= 3, f"a rewrite is prose: {row.trajectory_text!r}"
+        assert row.trajectory_text != row.rollout_text
