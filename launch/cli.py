@@ -7,11 +7,13 @@ process is started).
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.logging import RichHandler
 
 from launch.consoles import error_console
 from trd_ray.errors import (
@@ -137,6 +139,14 @@ def convert_smollm2(output: Annotated[Path, typer.Argument(help="Folder to write
 
 def main() -> None:
     """Entry point: turns errors into messages and exit codes."""
+    logging.basicConfig(
+        level=logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=error_console, show_path=False, show_time=False, markup=False)],
+        force=True,
+    )
+    for ring in ("trd_ray", "actors", "launch"):
+        logging.getLogger(ring).setLevel(logging.INFO)
     try:
         app()
     except (asyncio.CancelledError, KeyboardInterrupt):

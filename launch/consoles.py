@@ -6,3 +6,8 @@ from rich.console import Console
 
 console = Console()
 error_console = Console(stderr=True)
+
+
+def show(text: str) -> None:
+    """Print a text as it is: no markup in it, no line broken in two."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rich.table import Table
+from rich.text import Text
 
 from launch.consoles import console
 from launch.preflight import check_run
@@ -257,5 +258,6 @@ def _table(findings: list[Finding]) -> Table:
     table = Table("check", "result", "measured", "what to do")
     for finding in findings:
         result = "[green]passed[/]" if finding.passed else "[red]failed[/]"
-        table.add_row(finding.check, result, finding.measured, "" if finding.passed else finding.remedy)
+        remedy = "" if finding.passed else finding.remedy
+        table.add_row(finding.check, result, Text(finding.measured), Text(remedy))
     return table

@@ -7,11 +7,12 @@ from pathlib import Path
 from rich.table import Table
 
 from actors.placement import actor_requests
-from launch.consoles import console
+from launch.consoles import console, show
 from launch.preflight import check_run
 from trd_ray.config import TrdConfig
 from trd_ray.config_loader import dump_config
 from trd_ray.memory_plan import memory_plan
+from trd_ray.run_folder import RunFolder
 
 _MIB = 2**20
 
@@ -22,10 +23,11 @@ def show_plan(config: TrdConfig, *, no_ray: bool) -> None:
     Raises what `check_run` raises.
     """
     inputs = check_run(config, no_ray=no_ray)
-    console.print(dump_config(config), highlight=False)
-    console.print(f"method: {config.method.sentence()}\n", highlight=False)
+    RunFolder(config.run.dir).require_free()
+    show(dump_config(config))
+    show(f"method: {config.method.sentence()}\n")
     if no_ray:
-        console.print("placement: one process, no Ray", highlight=False)
+        show("placement: one process, no Ray")
         return
     console.print(_placement_table(config))
     console.print(_memory_table(config, student=inputs.student_path, teacher=inputs.teacher_path))

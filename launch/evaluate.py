@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from launch.consoles import console
+from launch.exits import started
 from launch.preflight import check_run
 from launch.progress import Progress
 from launch.signals import Signals
@@ -31,7 +32,7 @@ def evaluate(config: TrdConfig, *, no_ray: bool, as_json: bool) -> None:
                 remedy="name the held-out data in data.eval",
             )
         )
-    report = asyncio.run(_evaluate(config, inputs, no_ray=no_ray))
+    report = started(lambda: asyncio.run(_evaluate(config, inputs, no_ray=no_ray)))
     if as_json:
         print(json.dumps(report.to_json()))
 

@@ -6,14 +6,18 @@ import importlib.util
 import os
 import socket
 
-from actors.placement import actor_requests, total_request
+import psutil
+
+from actors.placement import GIB, actor_requests, total_request
 from trd_ray.assembly import RunInputs, read_inputs
 from trd_ray.chat import check_chat_template
 from trd_ray.config import TrdConfig
 from trd_ray.errors import ConfigError, MissingDependencyError, describe
 from trd_ray.models import model_facts
+from trd_ray.types import Problem, TrajectorySource
 
 _REAL_STACK = ("ray", "vllm", "deepspeed")
+_TASK_PACKAGES = {"math": ("math_verify",)}
 
 
 def check_run(config: TrdConfig, *, no_ray: bool) -> RunInputs:
@@ -21,28 +25,29 @@ def check_run(config: TrdConfig, *, no_ray: bool) -> RunInputs:
 
     Raises `ConfigError`, `DataError`, `ModelError` or `MissingDependencyError`.
     """
+    check_packages((*(() if no_ray else _REAL_STACK), *_TASK_PACKAGES.get(config.data.task, ())))
     if not no_ray:
-        check_packages()
         check_resources(config)
         check_ports(config)
     inputs = read_inputs(config)
     check_chat_template(inputs.tokenizer, inputs.student_path)
     check_chat_template(inputs.prompts.teacher_format.tokenizer, inputs.teacher_path)
     check_context(config, inputs)
+    check_scored_lengths(config, inputs)
     check_prompt_lengths(inputs)
     return inputs
 
 
-def check_packages() -> None:
-    """The real stack must be installed; nothing else takes its place."""
-    missing = [name for name in _REAL_STACK if importlib.util.find_spec(name) is None]
+def check_packages(needed: tuple[str, ...]) -> None:
+    """What a run needs must be installed; nothing else takes its place."""
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingDependencyError(
             describe(
-                "packages of the real stack are not installed",
+                "packages are not installed",
                 where="this Python environment",
                 got=f"no {', no '.join(missing)}",
-                expected=", ".join(_REAL_STACK),
+                expected=", ".join(needed),
                 remedy="run launch/setup.sh (CPU) or pip install '.[gpu]'; for a debugger without them, "
                 "train with --no-ray",
             )
@@ -53,19 +58,29 @@ def check_resources(config: TrdConfig) -> None:
     """A private cluster has this machine's cores; more than those can never be placed."""
     if config.ray.address != "local":
         return
-    cores = config.ray.num_cpus or os.cpu_count() or 1
     requests = actor_requests(config)
-    asked = total_request(requests)["CPU"]
-    if asked > cores:
-        raise ConfigError(
-            describe(
-                "the actors ask for more cores than there are",
-                where="generator, teacher, learner: num_actors / num_ranks x resources.cpus",
-                got=f"{asked:g} cores: " + ", ".join(f"{r.name} {r.resources.cpus:g}" for r in requests),
-                expected=f"at most {cores}",
-                remedy="lower num_actors, num_ranks or resources.cpus (fractions share a core)",
+    asked = total_request(requests)
+    cores = config.ray.num_cpus or len(os.sched_getaffinity(0))
+    memory_gib = psutil.virtual_memory().total / GIB
+    for what, got, most, each in (
+        ("cores", asked["CPU"], float(cores), [(r.name, r.resources.cpus) for r in requests]),
+        (
+            "GiB of memory",
+            asked["memory"] / GIB,
+            memory_gib,
+            [(r.name, r.resources.memory_gib) for r in requests],
+        ),
+    ):
+        if got > most:
+            raise ConfigError(
+                describe(
+                    f"the actors ask for more {what} than there are",
+                    where="generator, teacher, learner: num_actors / num_ranks x resources",
+                    got=f"{got:g} {what}: " + ", ".join(f"{name} {amount:g}" for name, amount in each),
+                    expected=f"at most {most:g}",
+                    remedy="lower num_actors, num_ranks or resources.* (fractions share a core)",
+                )
             )
-        )
 
 
 def check_ports(config: TrdConfig) -> None:
@@ -107,13 +122,38 @@ def check_context(config: TrdConfig, inputs: RunInputs) -> None:
             )
 
 
+def check_scored_lengths(config: TrdConfig, inputs: RunInputs) -> None:
+    """Prompt and trajectory must fit into the models that score it and learn from it."""
+    prompt = inputs.prompts.max_student_prompt
+    refines = config.method.trajectory is TrajectorySource.REFINED
+    output = (config.teacher if refines else config.generator).sampling.max_tokens
+    for role, path in (("teacher", inputs.teacher_path), ("student", inputs.student_path)):
+        context = model_facts(path).context_length
+        if prompt + output > context:
+            raise ConfigError(
+                describe(
+                    f"a trajectory may be longer than the {role}'s context",
+                    where="generator.engine.max_model_len, sampling.max_tokens",
+                    got=f"up to {prompt} prompt and {output} output tokens",
+                    expected=f"at most {context} together ({path})",
+                    remedy="lower generator.engine.max_model_len or sampling.max_tokens",
+                )
+            )
+
+
 def check_prompt_lengths(inputs: RunInputs) -> None:
     """Each problem of a finite source must fit into the generators' context."""
     num = inputs.stream.num_problems
     if num is not None:
         before = inputs.stream.state()
         for problem, _ in inputs.stream.take(num):
-            inputs.prompts.student(problem)
+            _check_problem(problem, inputs)
         inputs.stream.restore(before)
     for problem in inputs.eval_problems:
-        inputs.prompts.student(problem)
+        _check_problem(problem, inputs)
+
+
+def _check_problem(problem: Problem, inputs: RunInputs) -> None:
+    inputs.prompts.student(problem)
+    # A problem that the task cannot read at all must not show only when it is graded.
+    inputs.task.grade(problem, "")

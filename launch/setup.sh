@@ -46,7 +46,8 @@ install_project() {
 }
 
 if [ ! -x .venv/bin/pip ]; then
-  "$(python_command)" -m venv .venv
+  python=$(python_command) || exit 2
+  "$python" -m venv .venv
 fi
 for part in "${@:-cpu}"; do install_part "$part"; done
 install_project

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from launch.consoles import console
 from trd_ray.testbed.build import BuildProgress
@@ -40,7 +41,7 @@ def build(output: Path, *, seed: int) -> None:
             bars.update(tasks[progress.stage], completed=progress.num_done, note=note)
 
         build_models(output, seed=seed, report=show)
-    console.print(f"models in {output}; measure them with: trd-ray testbed check {output}", highlight=False)
+    show(f"models in {output}; measure them with: trd-ray testbed check {output}")
 
 
 def check(models: Path | None) -> int:
@@ -48,7 +49,9 @@ def check(models: Path | None) -> int:
     folder = models_path() if models is None else models
     with console.status("measuring ...") as status:
         report = check_models(folder, report=lambda name: status.update(f"measuring: {name}"))
-    table = Table("figure", "measured", "95% interval", "of", "must be", title=f"testbed models in {folder}")
+    table = Table(
+        "figure", "measured", "95% interval", "of", "must be", title=Text(f"testbed models in {folder}")
+    )
     passed = [_row(table, name, rate, wanted) for name, rate, wanted in _figures(report)]
     console.print(table)
     return 0 if all(passed) else 1

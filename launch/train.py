@@ -9,7 +9,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.consoles import console
+from launch.consoles import console, show
+from launch.exits import started
 from launch.preflight import check_run
 from launch.progress import Progress, closing_table
 from launch.signals import Signals
@@ -41,25 +42,24 @@ def train(config: TrdConfig, *, resume: bool, no_ray: bool) -> int:
     Raises the errors of `check_run` before anything is started, and those of the roles after.
     """
     inputs = check_run(config, no_ray=no_ray)
-    start = _open(config, resume=resume)
-    result = asyncio.run(_run(config, inputs, start, no_ray=no_ray))
-    _close(start.folder, result)
+    folder = RunFolder.open(config.run.dir) if resume else RunFolder.create(config.run.dir)
+    with folder.locked():
+        start = _resume(folder, config) if resume else _Start(folder=folder, checkpoint=None, first_step=1)
+        folder.config.write_text(dump_config(config), encoding="utf-8")
+        result = started(lambda: asyncio.run(_run(config, inputs, start, no_ray=no_ray)))
+        _close(folder, result)
     return 1 if result.interrupted else 0
 
 
-def _open(config: TrdConfig, *, resume: bool) -> _Start:
-    if not resume:
-        folder = RunFolder.create(config.run.dir)
-        folder.config.write_text(dump_config(config), encoding="utf-8")
-        return _Start(folder=folder, checkpoint=None, first_step=1)
-    folder = RunFolder.open(config.run.dir)
+def _resume(folder: RunFolder, config: TrdConfig) -> _Start:
+    """Take out of the run what came after its last checkpoint; without one, everything."""
     check_same_run(folder.config, config)
     checkpoint = folder.latest_checkpoint()
-    step = 0 if checkpoint is None else checkpoint.learner_step
-    folder.rewind(step if checkpoint is not None else -1)
-    folder.config.write_text(dump_config(config), encoding="utf-8")
-    path = None if checkpoint is None else checkpoint.path
-    return _Start(folder=folder, checkpoint=path, first_step=step + 1)
+    if checkpoint is None:
+        folder.rewind(-1)
+        return _Start(folder=folder, checkpoint=None, first_step=1)
+    folder.rewind(checkpoint.learner_step)
+    return _Start(folder=folder, checkpoint=checkpoint.path, first_step=checkpoint.learner_step + 1)
 
 
 async def _run(config: TrdConfig, inputs: RunInputs, start: _Start, *, no_ray: bool) -> RunResult:
@@ -94,9 +94,9 @@ def _wiring(config: TrdConfig, inputs: RunInputs, *, no_ray: bool) -> AbstractAs
 def _close(folder: RunFolder, result: RunResult) -> None:
     console.print(closing_table(read_metrics(folder.metrics), read_evals(folder.eval)))
     report = write_report(folder.path)
-    console.print(f"run folder  {folder.path}\nreport      {report}", highlight=False)
+    show(f"run folder  {folder.path}\nreport      {report}")
     if result.interrupted:
-        console.print(f"stopped after step {result.learner_step}; continue with --resume", style="yellow")
+        show(f"stopped after step {result.learner_step}; continue with --resume")
 
 
 if __name__ == "__main__":

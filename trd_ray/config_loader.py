@@ -102,7 +102,7 @@ def _compose(path: Path) -> yaml.MappingNode | None:
         )
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise _broken_yaml(error, where=str(path)) from error
     if root is not None and not isinstance(root, yaml.MappingNode):
         raise ConfigError(
@@ -157,7 +157,7 @@ def _override_sources(overrides: Sequence[str]) -> list[_Leaf]:
     return leaves
 
 
-def _broken_yaml(error: yaml.YAMLError, *, where: str) -> ConfigError:
+def _broken_yaml(error: yaml.YAMLError | UnicodeDecodeError, *, where: str) -> ConfigError:
     return ConfigError(
         describe(
             "broken YAML",
@@ -207,8 +207,7 @@ def _check_known(leaf: _Leaf) -> None:
     keys = known_keys()
     if leaf.key in keys:
         return
-    sections = sorted({k.rsplit(".", n)[0] for k in keys for n in range(1, k.count(".") + 1)})
-    if leaf.key in sections:
+    if leaf.key in _sections():
         expected, remedy = (
             "keys below it",
             f"write for example {next(k for k in keys if k.startswith(leaf.key))}",
@@ -226,19 +225,26 @@ def _check_known(leaf: _Leaf) -> None:
 def _to_tree(config: DictConfig) -> TrdConfig:
     try:
         return typing.cast(TrdConfig, OmegaConf.to_object(config))
-    except OmegaConfBaseException as error:
-        cause = error.__cause__
-        if isinstance(cause, ConfigError):
-            raise cause from error
-        raise ConfigError(
-            describe(
-                "configuration cannot be built",
-                where="the merged configuration",
-                got=str(error),
-                expected="values in range",
-                remedy="mend the option that is named",
-            )
-        ) from error
+    except ConfigError as error:
+        raise ConfigError(_with_whole_key(str(error), config)) from error
+
+
+def _with_whole_key(message: str, config: DictConfig) -> str:
+    """Name the key from the root: a block that stands in several places knows only its own name."""
+    for section in _sections():
+        block = section.rsplit(".", 1)[-1]
+        try:
+            OmegaConf.to_object(OmegaConf.select(config, section))
+        except ConfigError as error:
+            if str(error) == message and f" {block}." in message:
+                return message.replace(f" {block}.", f" {section}.")
+    return message
+
+
+def _sections() -> list[str]:
+    """Dotted paths of all blocks, the innermost first."""
+    found = {key.rsplit(".", n)[0] for key in known_keys() for n in range(1, key.count(".") + 1)}
+    return sorted(found, key=lambda section: (-section.count("."), section))
 
 
 def _leaf_paths(cls: type, *, prefix: str) -> Iterable[str]:

@@ -76,5 +76,5 @@ class Buffer(Protocol):
         ...
 
     async def take(self, num: int) -> tuple[Trajectory, ...]:
-        """The next `num` trajectories, consumed and rejected ones, in order of prompt."""
+        """The next `num` trajectories, consumed and rejected ones, in order of arrival."""
         ...

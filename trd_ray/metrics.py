@@ -130,6 +130,7 @@ def step_metrics(
     step: LearnerStep,
     sync: SyncReport,
     times: StageTimes,
+    staleness_max: int,
     prompts_in: int,
     prompts_pending: int = 0,
 ) -> StepMetrics:
@@ -159,7 +160,7 @@ def step_metrics(
         grad_norm=step.grad_norm,
         learning_rate=step.learning_rate,
         num_loss_tokens=step.num_loss_tokens,
-        staleness_max=_staleness_max(consumed, learner_version=step.policy_version - 1),
+        staleness_max=staleness_max,
         rollout_accuracy=sum(t.rollout.grade.correct for t in trajectories) / len(trajectories),
         refined_accuracy=_accuracy(refined),
         flips_wrong_to_right=sum(not before and r.grade.correct for before, r in refined),
@@ -183,10 +184,6 @@ def step_metrics(
         prompts_in=prompts_in,
         prompts_pending=prompts_pending,
     )
-
-
-def _staleness_max(consumed: Sequence[Trajectory], *, learner_version: int) -> int:
-    return max((learner_version - t.rollout.completion.policy_version_min for t in consumed), default=0)
 
 
 def _accuracy(refined: Sequence[tuple[bool, Refinement]]) -> float | None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Collection, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +88,7 @@ class Pipeline:
         self._state = RunState.initial(stream.state())
         self._clock = StageClock()
         self._stop = asyncio.Event()
+        self._evaluation_was_cut = False
 
     def request_stop(self) -> None:
         """End the run after the step in hand (at once, if it is still making trajectories)."""
@@ -112,7 +114,8 @@ class Pipeline:
                 await self._after_step()
         if self._stop.is_set():
             await self._checkpoint()
-        return RunResult(learner_step=self._state.learner_step, interrupted=self._stop.is_set())
+        unfinished = self._state.learner_step < self._config.run.num_steps or self._evaluation_was_cut
+        return RunResult(learner_step=self._state.learner_step, interrupted=unfinished)
 
     async def _unless_stopped(self, work: Coroutine[None, None, T]) -> T | None:
         """The result of `work`, or None if a stop came first: `work` is cancelled and has ended."""
@@ -155,9 +158,14 @@ class Pipeline:
         except BaseExceptionGroup as failures:
             # The siblings were cancelled because of the first; that one is the news.
             raise failures.exceptions[0] from failures
-        order = {(p.problem.prompt_id, p.epoch, p.sample_index): i for i, p in enumerate(prompts)}
+        order = {_prompt_key(prompt): i for i, prompt in enumerate(prompts)}
         # All of the step are there now, since the buffer has room for a whole step.
         taken = await self._buffer.take(len(prompts))
+        if Counter(_prompt_key(t.rollout.prompt) for t in taken) != Counter(order.keys()):
+            raise ValueError(
+                f"step {self._state.learner_step + 1}: {len(taken)} trajectories came out of the buffer for "
+                f"{len(prompts)} prompts; a prompt was lost or counted twice"
+            )
         return tuple(sorted(taken, key=lambda t: order[_prompt_key(t.rollout.prompt)]))
 
     def _draw_prompts(self) -> tuple[Prompt, ...]:
@@ -172,7 +180,7 @@ class Pipeline:
                         epoch=epoch,
                         sample_index=sample_index,
                         token_ids=token_ids,
-                        seed=derive_seed(self._config.run.seed, step, problem.prompt_id, sample_index),
+                        seed=derive_seed(self._config.run.seed, step, epoch, problem.prompt_id, sample_index),
                     )
                 )
         return tuple(prompts)
@@ -182,8 +190,9 @@ class Pipeline:
         step = self._state.learner_step + 1
         self._recorder.trajectories(trajectories, learner_step=step)
         consumed = tuple(t for t in trajectories if t.outcome is Outcome.CONSUMED)
-        batch = self._batch(trajectories, consumed)
-        check_staleness(
+        await self._refuse_empty_step(trajectories, consumed)
+        batch = self._batch(consumed)
+        staleness_max = check_staleness(
             (t.rollout for t in consumed),
             learner_version=self._state.learner_step,
             max_staleness=self._config.pipeline.max_staleness,
@@ -202,24 +211,36 @@ class Pipeline:
             num_rejected=len(trajectories) - len(consumed),
         )
         metrics = step_metrics(
-            trajectories, step=learned, sync=synced, times=self._clock.lap(), prompts_in=len(trajectories)
+            trajectories,
+            step=learned,
+            sync=synced,
+            times=self._clock.lap(),
+            staleness_max=staleness_max,
+            prompts_in=len(trajectories),
         )
         self._observer.on_step(metrics)
 
-    def _batch(self, trajectories: tuple[Trajectory, ...], consumed: tuple[Trajectory, ...]) -> TrainingBatch:
+    async def _refuse_empty_step(
+        self, trajectories: tuple[Trajectory, ...], consumed: tuple[Trajectory, ...]
+    ) -> None:
+        """End the run, with a checkpoint, if too little of a step is left to learn from."""
         rejected_share = 1.0 - len(consumed) / len(trajectories)
-        if not consumed or rejected_share > self._config.pipeline.max_rejected_share:
-            reasons = sorted({t.reason.value for t in trajectories if t.outcome is Outcome.REJECTED})
-            raise RunFailedError(
-                describe(
-                    "too many trajectories of one step were rejected",
-                    where=f"step {self._state.learner_step + 1}",
-                    got=f"{rejected_share:.0%} rejected ({', '.join(reasons)})",
-                    expected=f"at most {self._config.pipeline.max_rejected_share:.0%}",
-                    remedy="read the step's trajectories/*.parquet; more teacher.sampling.max_tokens or a "
-                    "larger engine.max_model_len help against truncation",
-                )
+        if consumed and rejected_share <= self._config.pipeline.max_rejected_share:
+            return
+        await self._checkpoint()
+        reasons = sorted({t.reason.value for t in trajectories if t.outcome is Outcome.REJECTED})
+        raise RunFailedError(
+            describe(
+                "too many trajectories of one step were rejected",
+                where=f"step {self._state.learner_step + 1}",
+                got=f"{rejected_share:.0%} rejected ({', '.join(reasons)})",
+                expected=f"at most {self._config.pipeline.max_rejected_share:.0%}, and one to learn from",
+                remedy="read the step's trajectories/*.parquet, then --resume: more "
+                "teacher.sampling.max_tokens or a larger teacher.engine.max_model_len against truncation",
             )
+        )
+
+    def _batch(self, consumed: tuple[Trajectory, ...]) -> TrainingBatch:
         return make_training_batch(
             [_training_sample(t) for t in consumed],
             learner_step=self._state.learner_step + 1,
@@ -246,6 +267,7 @@ class Pipeline:
             return
         report = await self._unless_stopped(self._evaluator.evaluate(learner_step=self._state.learner_step))
         if report is None:
+            self._evaluation_was_cut = True
             return
         self._observer.on_eval(report)
 

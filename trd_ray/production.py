@@ -10,6 +10,8 @@ import asyncio
 import dataclasses
 from dataclasses import dataclass
 
+import numpy as np
+
 from trd_ray.config import MethodConfig, SamplingConfig
 from trd_ray.interfaces import Buffer, Generator, Teacher
 from trd_ray.prompting import PromptBuilder
@@ -20,6 +22,7 @@ from trd_ray.step_stages import StepStages
 from trd_ray.tasks.base import Task
 from trd_ray.types import (
     Grade,
+    IntArray,
     Outcome,
     Problem,
     Prompt,
@@ -87,14 +90,14 @@ class Producer:
         """Judge, and find the context to score under; neither token list is touched."""
         made = refinement if isinstance(refinement, Refinement) else None
         reason = judge_trajectory(rollout, refinement=refinement).reason
-        completion = rollout.completion if made is None else made.completion
+        token_ids = _trajectory_ids(rollout, refinement)
         context_ids = rollout.prompt.token_ids
         if reason is RejectReason.NONE:
             found = self.prompts.score_context(
                 rollout,
                 None if made is None else made.prompt,
                 context=self.method.teacher_context,
-                num_tokens=len(completion.token_ids),
+                num_tokens=len(token_ids),
             )
             if isinstance(found, PromptTooLong):
                 reason = RejectReason.PROMPT_TOO_LONG
@@ -104,10 +107,17 @@ class Producer:
             rollout=rollout,
             refinement=made,
             source=self.method.trajectory,
-            token_ids=completion.token_ids,
+            token_ids=token_ids,
             teacher_context=self.method.teacher_context,
             teacher_context_ids=context_ids,
             outcome=Outcome.CONSUMED if reason is RejectReason.NONE else Outcome.REJECTED,
             reason=reason,
             teacher_hidden=None,
         )
+
+
+def _trajectory_ids(rollout: Rollout, refinement: Refinement | PromptTooLong | None) -> IntArray:
+    """The tokens to train on; none if the rewrite could not be asked for."""
+    if isinstance(refinement, PromptTooLong):
+        return np.zeros(0, dtype=np.int32)
+    return rollout.completion.token_ids if refinement is None else refinement.completion.token_ids

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +11,10 @@ from trd_ray.config import TrdConfig
 from trd_ray.config_loader import load_config
 from trd_ray.errors import ConfigError, describe
 
-# What may change without the run becoming another one: its length, what it records, its patience,
-# and where it is placed.
+log = logging.getLogger(__name__)
+
+# What may change: a run's length, what it records, its patience, where it is placed, and what the
+# messages of a failed run tell people to change. Each change is logged.
 _MAY_CHANGE = (
     "run.dir",
     "run.num_steps",
@@ -19,6 +22,11 @@ _MAY_CHANGE = (
     "run.checkpoint_every",
     "run.keep_checkpoints",
     "run.tensorboard",
+    "learner.optimizer.learning_rate",
+    "teacher.sampling.max_tokens",
+    "teacher.engine.",
+    "generator.engine.",
+    "pipeline.max_rejected_share",
     "timeouts.",
     "ray.",
     "generator.resources.",
@@ -36,10 +44,15 @@ def check_same_run(saved: Path, config: TrdConfig) -> None:
     """
     before = dict(_leaves(load_config(saved), prefix=""))
     after = dict(_leaves(config, prefix=""))
+    differing = [key for key in after if before[key] != after[key]]
+    for key in differing:
+        log.warning("resumed with another %s: %r then, %r now", key, before[key], after[key])
+    if "run.num_steps" in differing:
+        log.warning("warm-up and cosine follow run.num_steps: the learning rate goes on along the new curve")
     changed = [
         f"{key}: {before[key]!r} then, {after[key]!r} now"
-        for key in after
-        if before[key] != after[key] and not key.startswith(_MAY_CHANGE)
+        for key in differing
+        if not key.startswith(_MAY_CHANGE)
     ]
     if changed:
         raise ConfigError(

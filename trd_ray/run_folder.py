@@ -6,6 +6,7 @@ A checkpoint is written under a temporary name and renamed when it is whole, so 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -16,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from trd_ray.errors import CheckpointError, ConfigError, DataError, describe
+from trd_ray.errors import ConfigError, DataError, describe
 from trd_ray.json_lines import split_torn
 
 _log = logging.getLogger(__name__)
@@ -39,30 +40,52 @@ class RunFolder:
     """Names and life cycle of everything in a run folder. Building one touches no file."""
 
     def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
 
     @classmethod
     def create(cls, path: Path | str) -> RunFolder:
         """Make the folder of a new run. Raises `ConfigError` if it already holds one, or is a file."""
         folder = cls(path)
-        if folder.path.exists() and not folder.path.is_dir():
+        folder.require_free()
+        folder.trajectories.mkdir(parents=True, exist_ok=True)
+        folder.checkpoints.mkdir(exist_ok=True)
+        return folder
+
+    def require_free(self) -> None:
+        """Raise `ConfigError` if a run is here already, or a file."""
+        if self.path.exists() and not self.path.is_dir():
             raise ConfigError(
                 describe(
-                    "the run folder is a file", where="run.dir", got=folder.path,
+                    "the run folder is a file", where="run.dir", got=self.path,
                     expected="a folder, or a name that is not taken", remedy="name another folder in run.dir",
                 )
             )  # fmt: skip
-        if folder.holds_run():
+        if self.holds_run():
             raise ConfigError(
                 describe(
-                    "the run folder already holds a run", where="run.dir", got=folder.path,
+                    "the run folder already holds a run", where="run.dir", got=self.path,
                     expected="an empty or new folder",
                     remedy="add --resume to continue that run, or name another folder in run.dir",
                 )
             )  # fmt: skip
-        folder.trajectories.mkdir(parents=True, exist_ok=True)
-        folder.checkpoints.mkdir(exist_ok=True)
-        return folder
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Be the only driver of this run while the block runs; also ends with the process.
+
+        Raises `ConfigError` if another driver is at it.
+        """
+        with (self.path / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ConfigError(
+                    describe(
+                        "another process drives this run", where="run.dir", got=self.path,
+                        expected="one driver", remedy="wait for it or stop it, then add --resume",
+                    )
+                ) from error  # fmt: skip
+            yield
 
     @classmethod
     def open(cls, path: Path | str) -> RunFolder:
@@ -112,10 +135,6 @@ class RunFolder:
         return self.path / "report.html"
 
     @property
-    def trace(self) -> Path:
-        return self.path / "trace.json"
-
-    @property
     def set_aside(self) -> Path:
         """Rows that a resume took out of the run, one folder a resume."""
         return self.path / "set_aside"
@@ -155,19 +174,6 @@ class RunFolder:
     def latest_checkpoint(self) -> Checkpoint | None:
         """The complete checkpoint with the most steps; None if there is none."""
         return next(reversed(self.complete_checkpoints()), None)
-
-    def require_checkpoint(self) -> Checkpoint:
-        """The latest complete checkpoint. Raises `CheckpointError` if there is none."""
-        latest = self.latest_checkpoint()
-        if latest is None:
-            raise CheckpointError(
-                describe(
-                    "there is no complete checkpoint", where=str(self.checkpoints), got="none",
-                    expected="a folder step_N with content",
-                    remedy="start the run anew in another folder, with a smaller run.checkpoint_every",
-                )
-            )  # fmt: skip
-        return latest
 
     def prune_checkpoints(self, *, keep: int) -> tuple[Path, ...]:
         """Delete all but the newest `keep` complete checkpoints, and unfinished ones; returns those

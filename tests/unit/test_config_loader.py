@@ -62,6 +62,8 @@ def test_every_key_is_described_in_base_yaml():
         ("generator.sampling.max_tokens=512", ["generator.sampling.max_tokens", "max_model_len"]),
         ("learner.device=cuda", ["learner.resources.gpus", "1: one for each GPU"]),
         ("teacher.resources.gpus=1", ["teacher.resources.gpus", "0: one for each GPU"]),
+        ("eval.sampling.top_p=3", ["where:    eval.sampling.top_p", "set eval.sampling.top_p"]),
+        ("teacher.engine.threads=0", ["where:    teacher.engine.threads"]),
         ("weight_sync.backend=nccl", ["weight_sync.backend", "cpu if both are on cpu"]),
     ],
 )

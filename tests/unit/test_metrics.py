@@ -120,7 +120,7 @@ def sync(version: int = 5) -> SyncReport:
 
 def reduce(trajectories: list[Trajectory], *, loss: float = 0.5, pending: int = 0) -> StepMetrics:
     return step_metrics(
-        trajectories, step=learner_step(loss), sync=sync(), times=TIMES,
+        trajectories, step=learner_step(loss), sync=sync(), times=TIMES, staleness_max=1,
         prompts_in=len(trajectories) + pending, prompts_pending=pending,
     )  # fmt: skip
 
@@ -172,9 +172,9 @@ def test_broken_identities_are_refused():
     with pytest.raises(ValueError, match="reasons add up"):
         dataclasses.replace(m, rejected_by_reason={})
     with pytest.raises(ValueError, match="version 4 were pushed"):
-        step_metrics(FIVE, step=learner_step(), sync=sync(4), times=TIMES, prompts_in=5)
+        step_metrics(FIVE, step=learner_step(), sync=sync(4), times=TIMES, staleness_max=0, prompts_in=5)
     with pytest.raises(ValueError, match="no trajectories"):
-        step_metrics([], step=learner_step(), sync=sync(), times=TIMES, prompts_in=0)
+        step_metrics([], step=learner_step(), sync=sync(), times=TIMES, staleness_max=0, prompts_in=0)
 
 
 def refuse(constant: str) -> None:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from trd_ray.errors import CheckpointError, ConfigError, DataError
+from trd_ray.errors import ConfigError, DataError
 from trd_ray.run_folder import RunFolder
 
 
@@ -23,9 +23,7 @@ def test_names(folder):
     assert [str(n.relative_to(folder.path)) for n in names] == [
         "config.yaml", "metrics.jsonl", "eval.jsonl", "trajectories", "checkpoints/step_7",
     ]  # fmt: skip
-    assert [n.name for n in (folder.tensorboard, folder.report, folder.trace)] == [
-        "tensorboard", "report.html", "trace.json",
-    ]  # fmt: skip
+    assert [n.name for n in (folder.tensorboard, folder.report)] == ["tensorboard", "report.html"]
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl"])
@@ -50,8 +48,6 @@ def test_open_refuses_a_folder_without_a_run_and_create_a_file(folder, tmp_path)
 
 def test_the_latest_checkpoint_is_by_number_and_skips_torn_ones(folder):
     assert folder.latest_checkpoint() is None
-    with pytest.raises(CheckpointError, match="no complete checkpoint"):
-        folder.require_checkpoint()
     for step in (9, 10):
         save(folder, step)
     with pytest.raises(RuntimeError), folder.writing_checkpoint(11) as path:
@@ -59,7 +55,7 @@ def test_the_latest_checkpoint_is_by_number_and_skips_torn_ones(folder):
         raise RuntimeError
     folder.checkpoint(12).mkdir()  # made by hand, empty
     assert [c.learner_step for c in folder.complete_checkpoints()] == [9, 10]
-    latest = folder.require_checkpoint()
+    latest = folder.latest_checkpoint()
     assert (latest.learner_step, latest.path) == (10, folder.checkpoint(10))
 
 
@@ -114,7 +110,7 @@ def test_rewind_to_an_older_checkpoint_moves_later_ones_aside(folder):
     for step in (5, 10):
         save(folder, step)
     assert folder.rewind(5) == 1
-    assert folder.require_checkpoint().learner_step == 5
+    assert folder.latest_checkpoint().learner_step == 5
     assert (folder.set_aside / "resume_1_from_step_5" / "checkpoints" / "step_10" / "model").exists()
 
 

@@ -67,7 +67,7 @@ class BuildPlan:
     student_checkpoints: tuple[int, ...] = (20, 60, 120, 320)
     num_rollouts: int = 900
     """Rollouts of each checkpoint."""
-    student_slip_rate: float = 0.18
+    student_slip_rate: float = 0.27
     """Share of the steps that are slips in the student's corpus, before those that cannot be made
     because a total would leave its range."""
 

@@ -181,7 +181,12 @@ def _one_step(folder, writer, step, num_steps, per_step, skill, refines, problem
     )
     writer.on_step(
         step_metrics(
-            done, step=learner_step, sync=sync, times=stage_times(rng, refines=refines), prompts_in=len(done)
+            done,
+            step=learner_step,
+            sync=sync,
+            times=stage_times(rng, refines=refines),
+            staleness_max=0,
+            prompts_in=len(done),
         )
     )
     write_trajectories(folder.trajectories, done, learner_step=step)

@@ -24,9 +24,13 @@ _NUMBER = re.compile(
     rf"(?P<number>{_DIGITS})"
     rf"(?:\s*/\s*(?P<divisor>{_DIGITS}))?"
     r"\s*%?"
-    r"(?P<unit>(?:[ \-]*[A-Za-z]{2,}\.?)*)"  # dollars per hour
+    r"(?P<unit>(?:[ \-]+[A-Za-z]{2,}\.?)*)"  # dollars per hour; 2xy is no number
 )
 _SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "dozen": 12}
+# Words that make more of the number than a quantity of something: 3 log, 2 pi, 5 or six, 11 am.
+_NO_UNITS = frozenset(
+    ["pi", "log", "ln", "exp", "sin", "cos", "tan", "sqrt", "or", "and", "to", "mod", "am", "pm"]
+)
 _TOLERANCE = Fraction(1, 10**6)
 _MAX_ANSWER_LENGTH = 500
 """Characters. What is longer is no final answer."""
@@ -80,7 +84,10 @@ def read_number(answer: str) -> Fraction | None:
         if divisor == 0:
             return None
         value /= divisor
-    for word in re.findall(r"[a-z]+", match["unit"].lower()):
+    words = re.findall(r"[a-z]+", match["unit"].lower())
+    if _NO_UNITS.intersection(words):
+        return None
+    for word in words:
         value *= _SCALES.get(word, 1)
     negative = (match["sign"] + match["sign_2"]).count("-") % 2 == 1
     return -value if negative else value

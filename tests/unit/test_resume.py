@@ -1,0 +1,92 @@
+"""What a resumed run may change, and that two drivers never share a run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from trd_ray.config import RunConfig, TrdConfig
+from trd_ray.config_loader import dump_config, load_config
+from trd_ray.data import FiniteStream
+from trd_ray.errors import CheckpointError, ConfigError
+from trd_ray.resume import check_same_run
+from trd_ray.run_folder import RunFolder
+from trd_ray.run_state import RunState
+from trd_ray.staleness import check_staleness
+from trd_ray.types import Problem
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(TrdConfig()))
+    return path
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "run.num_steps=7",
+        "learner.optimizer.learning_rate=1e-5",
+        "teacher.sampling.max_tokens=99",
+        "timeouts.sync_s=9",
+    ],
+)
+def test_what_messages_tell_to_change_may_change(saved: Path, override: str):
+    check_same_run(saved, load_config(saved, [override]))
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [("run.seed=4", "run.seed: 0 then, 4 now"), ("method.divergence=reverse_kl", "method.divergence")],
+)
+def test_what_makes_it_another_run_is_named(saved: Path, override: str, named: str):
+    with pytest.raises(ConfigError, match=named):
+        check_same_run(saved, load_config(saved, [override]))
+
+
+def test_second_driver_is_refused(tmp_path: Path):
+    folder = RunFolder.create(tmp_path / "run")
+    with (
+        folder.locked(),
+        pytest.raises(ConfigError, match="another process drives"),
+        RunFolder(folder.path).locked(),
+    ):
+        pass
+    with folder.locked():
+        pass
+
+
+def stream() -> FiniteStream:
+    return FiniteStream((Problem(prompt_id="a", problem="p", answer="x"),), seed=0)
+
+
+def test_run_state_reads_back_and_names_a_torn_file(tmp_path: Path):
+    state = RunState.initial(stream().state()).after_step(
+        learner_step=1, stream=stream().state(), num_in=3, num_consumed=2, num_rejected=1
+    )
+    state.write(tmp_path)
+    assert RunState.read(tmp_path) == state
+    stream().restore(RunState.read(tmp_path).stream)
+    (tmp_path / "run_state.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"run_state\.json"):
+        RunState.read(tmp_path)
+
+
+def test_lost_prompt_is_a_broken_contract():
+    with pytest.raises(ValueError, match="3 prompts went in, 1 were consumed and 1 rejected"):
+        RunState.initial(stream().state()).after_step(
+            learner_step=1, stream=stream().state(), num_in=3, num_consumed=1, num_rejected=1
+        )
+
+
+def test_no_rollouts_have_no_staleness():
+    assert check_staleness([], learner_version=3, max_staleness=0) == 0
+
+
+def test_run_dir_expands_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = dataclasses.replace(TrdConfig(), run=RunConfig(dir="~/runs/x"))
+    assert RunFolder(config.run.dir).path == tmp_path / "runs" / "x"
