@@ -22,8 +22,8 @@ python_command() {
 install_torch() {
   local torch
   torch=$(grep '^torch==' launch/requirements/cpu.txt)
-  .venv/bin/pip install --quiet --no-deps "$torch" 2>/dev/null ||
-    .venv/bin/pip install --quiet --no-deps --index-url https://download.pytorch.org/whl/cpu "$torch"
+  .venv/bin/pip install --quiet --disable-pip-version-check --no-deps "$torch" 2>/dev/null ||
+    .venv/bin/pip install --quiet --disable-pip-version-check --no-deps --index-url https://download.pytorch.org/whl/cpu "$torch"
 }
 
 install_part() {
@@ -33,7 +33,7 @@ install_part() {
   [ "$(cat "$stamp" 2>/dev/null)" = "$sum" ] && return
   echo "setup: installing $part (once; a few minutes for cpu) ..."
   if [ "$part" = cpu ]; then install_torch; fi
-  .venv/bin/pip install --quiet --no-deps -r "$file"
+  .venv/bin/pip install --quiet --disable-pip-version-check --no-deps -r "$file"
   echo "$sum" >"$stamp"
 }
 
@@ -41,7 +41,7 @@ install_project() {
   local stamp=.venv/.installed-project sum
   sum=$(sha256sum pyproject.toml | cut -d' ' -f1)
   [ "$(cat "$stamp" 2>/dev/null)" = "$sum" ] && return
-  .venv/bin/pip install --quiet --no-deps --no-build-isolation -e .
+  .venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
   echo "$sum" >"$stamp"
 }
 
