@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -86,3 +87,12 @@ def wait_until_gone(pids: set[int], *, timeout_s: float = 30) -> set[int]:
 def descendants(process: subprocess.Popen[str]) -> set[int]:
     """The process and all that it started, directly or not."""
     return {process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))}
+
+
+def process_names(process: subprocess.Popen[str]) -> list[str]:
+    """Command lines of all that a process started; Ray names its actors there."""
+    names = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            names.append(" ".join(child.cmdline()))
+    return names

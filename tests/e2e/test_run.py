@@ -5,13 +5,22 @@ from __future__ import annotations
 import json
 import math
 import signal
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.e2e.processes import command, descendants, run, start, wait_for_lines, wait_until_gone
+from tests.e2e.processes import (
+    command,
+    descendants,
+    process_names,
+    run,
+    start,
+    wait_for_lines,
+    wait_until_gone,
+)
 from trd_ray.metrics import read_evals, read_metrics
 from trd_ray.run_folder import RunFolder
 from trd_ray.trajectory_log import read_trajectories
@@ -126,6 +135,20 @@ def test_sigterm_ends_with_a_checkpoint_and_no_process(tmp_path: Path):
     checkpoint = RunFolder(run_dir).latest_checkpoint()
     assert checkpoint is not None and checkpoint.learner_step == steps[-1]
     assert "continue with --resume" in (tmp_path / "log").read_text()
+
+
+def test_sigint_while_engines_start_ends_clean(tmp_path: Path):
+    process = start(command("trd_opd.yaml", tmp_path / "run"), tmp_path / "log")
+    deadline = time.monotonic() + 120
+    while not any("GeneratorHolder" in name for name in process_names(process)):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.2)
+    pids = descendants(process)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(120) == 1
+    text = (tmp_path / "log").read_text()
+    assert "stopped by a signal" in text and "Traceback" not in text
+    assert wait_until_gone(pids) == set()
 
 
 @pytest.mark.parametrize("zero_stage", [2, 3])
