@@ -47,7 +47,11 @@ install_project() {
 
 if [ ! -x .venv/bin/pip ]; then
   python=$(python_command) || exit 2
-  "$python" -m venv .venv
+  # Debian's Python comes without ensurepip unless python3-venv is installed; pip itself can help.
+  "$python" -m venv .venv 2>/dev/null || {
+    "$python" -m venv --clear --without-pip .venv
+    "$python" -m pip --python .venv/bin/python install --quiet pip
+  }
 fi
 for part in "${@:-cpu}"; do install_part "$part"; done
 install_project
