@@ -21,10 +21,10 @@ from transformers.utils import logging as transformers_logging
 
 from trd_ray.config import DType
 from trd_ray.errors import ModelError, describe
+from trd_ray.testbed.paths import models_path
 
 _TESTBED_PREFIX = "testbed:"
 _TESTBED_MODELS = ("student", "teacher")
-_TESTBED_FOLDER = Path(__file__).parent / "testbed" / "models"
 
 _INDEX_FILE = "model.safetensors.index.json"
 _WEIGHTS_FILE = "model.safetensors"
@@ -80,7 +80,7 @@ def resolve_model(name: str) -> Path:
                     remedy="use one of these, or give the path of a model folder",
                 )
             )
-        path = _TESTBED_FOLDER / model
+        path = models_path() / model
     else:
         path = Path(name).expanduser()
     _read_config(path)
