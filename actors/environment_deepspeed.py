@@ -6,7 +6,8 @@ import ipaddress
 import os
 import socket
 
-from trd_ray.config import Device, DType, LearnerConfig
+from trd_ray.choices import Device, DType
+from trd_ray.config import LearnerConfig
 
 _SHARED_MEMORY_OP = "deepspeed_shm_comm"
 _REDUCE_BUCKET_NUMEL = 50_000_000

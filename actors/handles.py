@@ -12,7 +12,7 @@ from typing import Any
 from actors.calls import call
 from actors.engine import SamplingOptions
 from trd_ray.config import SamplingConfig
-from trd_ray.types import Completion, IntArray, Prompt, TeacherHidden, Trajectory
+from trd_ray.types import Completion, IntArray, Prompt, TeacherCompletion, TeacherHidden, Trajectory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,12 +77,15 @@ class RayTeachers:
         self._timeout_s = timeout_s
         self._ids = itertools.count()
 
-    async def refine(self, prompt_ids: IntArray, sampling: SamplingConfig, seed: int) -> Completion:
+    async def generate(
+        self, prompt_ids: IntArray, sampling: SamplingConfig, seed: int, *, top_k: int | None = None
+    ) -> TeacherCompletion:
         async with self._group.choose(len(prompt_ids) + sampling.max_tokens) as actor:
-            ref = actor.handle.refine.remote(
-                prompt_ids, sampling_options(sampling, seed=seed), f"refine-{next(self._ids)}"
+            ref = actor.handle.generate.remote(
+                prompt_ids, sampling_options(sampling, seed=seed), f"teacher-{next(self._ids)}"
             )
-            return await call(ref, actor=actor.name, method="refine", timeout_s=self._timeout_s)
+            made = await call(ref, actor=actor.name, method="generate", timeout_s=self._timeout_s)
+            return TeacherCompletion(completion=made)
 
     async def score(self, context_ids: IntArray, token_ids: IntArray) -> TeacherHidden:
         async with self._group.choose(len(context_ids) + len(token_ids)) as actor:

@@ -24,7 +24,8 @@ from actors.environment_deepspeed import deepspeed_config, set_learner_environme
 from actors.learner_weights import GATHER_BUCKET_BYTES, gathered_weights, manifest_of
 from actors.weight_transfer_group import listen_on
 from trd_ray.batching import collate
-from trd_ray.config import Device, Divergence, LearnerConfig
+from trd_ray.choices import Device, Divergence
+from trd_ray.config import LearnerConfig
 from trd_ray.errors import CheckpointError, describe
 from trd_ray.learner_checkpoint import (
     HF_FOLDER,
@@ -198,6 +199,7 @@ class LearnerRank:
             grad_norm=grad_norm,
             learning_rate=rate,
             num_loss_tokens=batch.num_loss_tokens,
+            student_logprob_mean=None,
             learn_s=time.perf_counter() - start,
         )
 

@@ -8,7 +8,7 @@ import ray
 import torch
 
 from actors.engine import Engine, EngineOptions, SamplingOptions
-from trd_ray.config import Device, DType
+from trd_ray.choices import Device, DType
 from trd_ray.scoring import AsyncScorer, HiddenScorer
 from trd_ray.types import Completion, IntArray, TeacherHidden
 
@@ -45,10 +45,12 @@ class TeacherHolder:
         if self._engine is not None:
             await self._engine.start()
 
-    async def refine(self, prompt_ids: IntArray, sampling: SamplingOptions, request_id: str) -> Completion:
-        """One rewrite. Raises `RuntimeError` if this teacher has no engine."""
+    async def generate(self, prompt_ids: IntArray, sampling: SamplingOptions, request_id: str) -> Completion:
+        """One text. Raises `RuntimeError` if this teacher has no engine."""
         if self._engine is None:
-            raise RuntimeError("refine: this teacher has no engine; it serves a method without refinement")
+            raise RuntimeError(
+                "generate: this teacher has no engine; its method lets it make no tokens"
+            )
         return await self._engine.generate(prompt_ids, sampling, request_id)
 
     async def score(self, context_ids: IntArray, token_ids: IntArray) -> TeacherHidden:

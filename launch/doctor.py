@@ -22,7 +22,8 @@ from launch.wiring_ray import RayRoles, ray_run
 from trd_ray.agreement import TOLERANCES, LogprobAgreement, compare_logprobs
 from trd_ray.assembly import RunInputs
 from trd_ray.batching import make_training_batch
-from trd_ray.config import Divergence, DType, MethodConfig, TeacherWeights, TrdConfig
+from trd_ray.choices import Divergence, DType, TeacherWeights
+from trd_ray.config import MethodConfig, TrdConfig
 from trd_ray.errors import DataError, ModelError, TrdRayError
 from trd_ray.interfaces import Teacher
 from trd_ray.types import (
@@ -181,8 +182,7 @@ async def _self_taught(
         TrainingSample(
             prompt_ids=prompt.token_ids,
             response_ids=rollout.token_ids,
-            teacher_hidden=states,
-            policy_version=0,
+            target=states,
         )
         for prompt, rollout, states in zip(prompts, rollouts, hidden, strict=True)
     ]

@@ -23,6 +23,7 @@ from trd_ray.types import (
     Prompt,
     StopReason,
     SyncReport,
+    TeacherCompletion,
     TeacherHidden,
     TrainingBatch,
 )
@@ -76,9 +77,11 @@ class FakeTeacher:
     refined: list[IntArray] = field(default_factory=list)
     scored: list[tuple[IntArray, IntArray]] = field(default_factory=list)
 
-    async def refine(self, prompt_ids: IntArray, sampling: SamplingConfig, seed: int) -> Completion:
+    async def generate(
+        self, prompt_ids: IntArray, sampling: SamplingConfig, seed: int, *, top_k: int | None = None
+    ) -> TeacherCompletion:
         self.refined.append(prompt_ids)
-        return self.rewrite()
+        return TeacherCompletion(completion=self.rewrite())
 
     async def score(self, context_ids: IntArray, token_ids: IntArray) -> TeacherHidden:
         self.scored.append((context_ids, token_ids))
@@ -104,6 +107,7 @@ class FakeLearner:
             grad_norm=1.0,
             learning_rate=0.1,
             num_loss_tokens=batch.num_loss_tokens,
+            student_logprob_mean=None,
             learn_s=0.0,
         )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trd_ray.config import DType
+from trd_ray.choices import DType
 from trd_ray.types import FloatArray
 
 

@@ -76,6 +76,7 @@ def make_training_batch(
         learner_step=learner_step,
         micro_batches=tuple(micro_batches + ((),) * (most - len(micro_batches)) for micro_batches in packed),
         num_loss_tokens=sum(len(sample.response_ids) for sample in samples),
+        num_trajectories=len(samples),
     )
 
 
@@ -175,7 +176,7 @@ def collate(micro_batch: MicroBatch, *, pad_id: int, hidden_width: int) -> Micro
         attention_mask=attention_mask,
         positions=torch.from_numpy(_concatenate(positions)),
         target_ids=torch.from_numpy(_concatenate(targets)),
-        teacher_hidden=_stack_hidden([sample.teacher_hidden for sample in micro_batch], width=hidden_width),
+        teacher_hidden=_stack_hidden([_hidden(sample) for sample in micro_batch], width=hidden_width),
     )
 
 
@@ -230,15 +231,15 @@ def _longest_first(lengths: Sequence[int]) -> list[int]:
     return sorted(range(len(lengths)), key=lambda index: -lengths[index])
 
 
+def _hidden(sample: TrainingSample) -> TeacherHidden:
+    if not isinstance(sample.target, TeacherHidden):
+        raise ValueError(f"collate: got {type(sample.target).__name__}; expected TeacherHidden")
+    return sample.target
+
+
 def _require_whole(sample: TrainingSample, index: int) -> None:
-    num_hidden = len(sample.teacher_hidden.hidden)
     if len(sample.prompt_ids) == 0 or len(sample.response_ids) == 0:
         raise ValueError(
             f"make_training_batch: sample {index} has {len(sample.prompt_ids)} prompt and "
             f"{len(sample.response_ids)} response tokens; expected at least one of each"
-        )
-    if num_hidden != len(sample.response_ids):
-        raise ValueError(
-            f"make_training_batch: sample {index} has {num_hidden} teacher hidden states for "
-            f"{len(sample.response_ids)} response tokens; expected one a token"
         )

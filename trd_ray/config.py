@@ -8,7 +8,6 @@ is given its own block, never the whole tree. Values that follow from others are
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 from trd_ray.checks import (
     require,
@@ -16,55 +15,28 @@ from trd_ray.checks import (
     require_between,
     require_positive,
 )
+from trd_ray.choices import (
+    Clip,
+    Device,
+    Divergence,
+    DType,
+    Estimator,
+    Locator,
+    Normalization,
+    OnRefusal,
+    RefineGate,
+    Renormalize,
+    Reward,
+    Schedule,
+    ScoreMethod,
+    Support,
+    SyncBackend,
+    Tail,
+    TeacherWeights,
+    TokenGate,
+)
+from trd_ray.method import check_method, check_scoring, method_sentence
 from trd_ray.types import TeacherContext, TrajectorySource
-
-
-class Divergence(StrEnum):
-    """Direction of the per-token divergence between teacher and student."""
-
-    FORWARD_KL = "forward_kl"
-    """KL(teacher || student)."""
-    REVERSE_KL = "reverse_kl"
-    """KL(student || teacher)."""
-
-
-class TeacherWeights(StrEnum):
-    """Whose weights the teacher has."""
-
-    EXTERNAL = "external"
-    """Another model, `teacher.model`."""
-    INITIAL = "initial"
-    """The student as it was before the first step."""
-
-
-class DType(StrEnum):
-    """Number format of weights and activations."""
-
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-
-
-class Device(StrEnum):
-    """Where an engine or a learner rank computes."""
-
-    CPU = "cpu"
-    CUDA = "cuda"
-
-
-class SyncBackend(StrEnum):
-    """Transport of the weights from learner to generators, by its name in vLLM's registry."""
-
-    CPU = "cpu"
-    """Our own: broadcast over gloo, loaded through vLLM's layerwise reload."""
-    NCCL = "nccl"
-    """vLLM's own, for GPUs."""
-
-
-class Schedule(StrEnum):
-    """Shape of the learning rate after warm-up."""
-
-    COSINE = "cosine"
-    CONSTANT = "constant"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,56 +68,178 @@ class RunConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TokenGateConfig:
+    """A second divergence on some tokens."""
+
+    kind: TokenGate = TokenGate.NONE
+    threshold: float = 0.8
+    """Teacher entropy, in nats, above which a token gets the second divergence. 0 or more."""
+    coef: float = 1.0
+    """Its weight. Above 0."""
+    top_k: int = 16
+    """Its forward KL is over so many most likely tokens of the teacher, whose distribution is
+    rescaled to sum to 1 over them. 1 or more."""
+
+    def __post_init__(self) -> None:
+        require_at_least("method.gate.threshold", self.threshold, 0.0)
+        require_positive("method.gate.coef", self.coef)
+        require_at_least("method.gate.top_k", self.top_k, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardConfig:
+    """A policy-gradient term on whether rollouts are right."""
+
+    kind: Reward = Reward.NONE
+    coef: float = 1.0
+    """Weight beside the divergence. Above 0."""
+    clip: float = 0.2
+    """The ratio of new to old probability counts in [1 - clip, 1 + clip] only. Above 0."""
+
+    def __post_init__(self) -> None:
+        require_positive("method.reward.coef", self.coef)
+        require_positive("method.reward.clip", self.clip)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefineGateConfig:
+    """Which refinements are trained on, and what else if not."""
+
+    kind: RefineGate = RefineGate.ALL
+    min_support: float = 1.0
+    """For `min_support`: largest fall of the mean student logprob from rollout to refinement, in
+    nats a token. 0 or more."""
+    on_refusal: OnRefusal = OnRefusal.NOTHING
+    """What is trained on in place of a refused refinement: `nothing` or the `rollout`."""
+
+    def __post_init__(self) -> None:
+        require_at_least("method.refine_gate.min_support", self.min_support, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpliceConfig:
+    """Where a rollout stops being good."""
+
+    locator: Locator = Locator.GRADER
+    threshold: float = 0.05
+    """For `teacher_probability`: a token below it is the first bad one. In (0, 1)."""
+
+    def __post_init__(self) -> None:
+        require_between("method.splice.threshold", self.threshold, 1e-9, 1.0 - 1e-9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeculativeConfig:
+    """Speculative distillation (SKD): the student drafts, the teacher verifies."""
+
+    block_tokens: int = 5
+    """Tokens drafted at a time. 1 or more."""
+    top_k: int = 25
+    """A drafted token stays if it is among so many most likely ones of the teacher. 1 or more."""
+    temperature: float = 0.2
+    """Of the teacher's sample in place of one that does not stay. 0 means greedy."""
+
+    def __post_init__(self) -> None:
+        require_at_least("method.speculative.block_tokens", self.block_tokens, 1)
+        require_at_least("method.speculative.top_k", self.top_k, 1)
+        require_at_least("method.speculative.temperature", self.temperature, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class MethodConfig:
-    """One point of the algorithm matrix. The files in configs/experiment/ name the points."""
+    """One point of the algorithm matrix. The files in configs/method/ name the points."""
 
     trajectory: TrajectorySource = TrajectorySource.REFINED
-    """Tokens that are trained on: the student's `rollout`, or the teacher's rewrite (`refined`)."""
+    """Tokens that are trained on: the student's `rollout`, the teacher's rewrite of it (`refined`),
+    its good beginning and a new end (`spliced`), a draft that the teacher verifies
+    (`speculative`), the `teacher`'s own answer, or the `reference` solution."""
     teacher_weights: TeacherWeights = TeacherWeights.EXTERNAL
-    """`external` (OPD: another, better model) or `initial` (OPSD: the student's first weights)."""
+    """`external` (OPD: another, better model), `initial` (OPSD: the student's first weights), `ema`
+    (their moving average) or `periodic` (renewed from time to time)."""
+    ema_decay: float = 0.99
+    """For `ema`: teacher = decay x teacher + (1 - decay) x student after each step. In [0, 1]."""
+    periodic_every: int = 50
+    """For `periodic`: steps between renewals. 1 or more."""
     privileged: bool = False
     """Show the teacher the reference solution y* (needs a `solution` column)."""
     teacher_context: TeacherContext = TeacherContext.REFINE
     """Tokens before the trajectory when the teacher scores: `prompt` as the student sees it,
     `privileged` with y*, or `refine`, the prompt that the rewrite was made from."""
     divergence: Divergence = Divergence.FORWARD_KL
-    """`forward_kl` = KL(teacher || student) or `reverse_kl` = KL(student || teacher)."""
+    """`forward_kl` = KL(teacher || student), `reverse_kl` = KL(student || teacher), `jsd` between
+    them, `nll` = -log student(token), or `none`."""
+    beta: float = 0.5
+    """For `jsd`: weight of the teacher. 0 gives forward and 1 gives reverse KL. In [0, 1]."""
+    support: Support = Support.FULL
+    """Entries that it sums over: the `full` vocabulary, the teacher's `top_k`, or the one `sampled`."""
+    top_k: int = 64
+    """For support `top_k`. 1 or more."""
+    renormalize: Renormalize = Renormalize.TEACHER
+    """For support `top_k`: which distributions are rescaled to sum to 1 over it."""
+    tail: Tail = Tail.DROP
+    """For support `top_k`: `drop` what lies outside, or gather it in one `bucket`."""
+    estimator: Estimator = Estimator.K1
+    """For support `sampled` and `reverse_kl`."""
+    ratio_clip: float = 0.2
+    """For estimator `policy_gradient`: PPO's clip of the ratio of new to old probability. Above 0."""
+    clip: Clip = Clip.NONE
+    """Bound each `token`'s divergence from above, or each vocabulary `entry`'s part of it."""
+    clip_max: float = 0.05
+    """The bound, in nats. Above 0."""
+    normalization: Normalization = Normalization.TOKEN
+    """`token`: mean over all tokens of the step; `trajectory`: mean over trajectories of their means."""
+    gate: TokenGateConfig = field(default_factory=TokenGateConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    refine_gate: RefineGateConfig = field(default_factory=RefineGateConfig)
+    splice: SpliceConfig = field(default_factory=SpliceConfig)
+    speculative: SpeculativeConfig = field(default_factory=SpeculativeConfig)
 
     def __post_init__(self) -> None:
-        if self.teacher_context is TeacherContext.REFINE:
-            require(
-                self.trajectory is TrajectorySource.REFINED,
-                "method.teacher_context", self.teacher_context.value,
-                "prompt or privileged, because method.trajectory is rollout and there is no refinement",
-                "set method.teacher_context=prompt, or method.trajectory=refined",
-            )  # fmt: skip
-        if self.teacher_context is TeacherContext.PRIVILEGED:
-            require(
-                self.privileged,
-                "method.teacher_context", self.teacher_context.value,
-                "prompt or refine, because method.privileged is false",
-                "set method.privileged=true to show the teacher the reference solution",
-            )  # fmt: skip
+        require_between("method.ema_decay", self.ema_decay, 0.0, 1.0)
+        require_at_least("method.periodic_every", self.periodic_every, 1)
+        require_between("method.beta", self.beta, 0.0, 1.0)
+        require_at_least("method.top_k", self.top_k, 1)
+        require_positive("method.ratio_clip", self.ratio_clip)
+        require_positive("method.clip_max", self.clip_max)
+        check_method(self)
+
+    @property
+    def makes_rollout(self) -> bool:
+        """The student answers before anything else."""
+        return self.trajectory in (
+            TrajectorySource.ROLLOUT,
+            TrajectorySource.REFINED,
+            TrajectorySource.SPLICED,
+        )
+
+    @property
+    def refines(self) -> bool:
+        """The teacher is shown the rollout."""
+        return self.trajectory in (TrajectorySource.REFINED, TrajectorySource.SPLICED)
+
+    @property
+    def teacher_generates(self) -> bool:
+        """The teacher makes tokens."""
+        return self.refines or self.trajectory in (TrajectorySource.SPECULATIVE, TrajectorySource.TEACHER)
+
+    @property
+    def scores(self) -> bool:
+        """The loss needs the teacher's distributions."""
+        return self.divergence not in (Divergence.NLL, Divergence.NONE)
+
+    @property
+    def teacher_moves(self) -> bool:
+        """The teacher's weights change during the run."""
+        return self.teacher_weights in (TeacherWeights.EMA, TeacherWeights.PERIODIC)
+
+    @property
+    def refused_context(self) -> TeacherContext:
+        """Context of a rollout that is trained on in place of a refused refinement."""
+        return TeacherContext.PRIVILEGED if self.privileged else TeacherContext.PROMPT
 
     def sentence(self) -> str:
         """The method in one sentence, for people."""
-        teacher = {
-            TeacherWeights.EXTERNAL: "an external model",
-            TeacherWeights.INITIAL: "the student's own initial weights",
-        }[self.teacher_weights]
-        sees = " (shown the reference solution)" if self.privileged else ""
-        what = {
-            TrajectorySource.ROLLOUT: "the student's rollout",
-            TrajectorySource.REFINED: "the teacher's rewrite of the student's rollout",
-        }[self.trajectory]
-        direction = {
-            Divergence.FORWARD_KL: "KL(teacher || student)",
-            Divergence.REVERSE_KL: "KL(student || teacher)",
-        }[self.divergence]
-        return (
-            f"Minimise the full-vocabulary {direction} along {what}; the teacher is {teacher}{sees}, "
-            f"scoring under the {self.teacher_context.value} context."
-        )
+        return method_sentence(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -342,6 +436,9 @@ class TeacherConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.0))
     """How refinements are sampled."""
+    score: ScoreMethod = ScoreMethod.HIDDEN
+    """`hidden` states (exact, any divergence), vLLM's top-k logprobs (`fused` with the generation of
+    the trajectory, or by `prefill`), or by the `learner` itself."""
     score_dtype: DType = DType.FLOAT32
     """Weights and activations of the model that scores."""
     hidden_dtype: DType = DType.FLOAT32
@@ -386,6 +483,27 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters in place of training all weights."""
+
+    rank: int = 0
+    """0 trains all weights. 0 or more."""
+    alpha: int = 128
+    """The adapters' product is scaled by alpha / rank. 1 or more."""
+    dropout: float = 0.0
+    """Of the adapters' input. In [0, 1)."""
+    target: str = "all-linear"
+    """`all-linear` (all but the output head), or names of modules, separated by commas."""
+
+    def __post_init__(self) -> None:
+        require_at_least("learner.lora.rank", self.rank, 0)
+        require_at_least("learner.lora.alpha", self.alpha, 1)
+        require_between("learner.lora.dropout", self.dropout, 0.0, 1.0 - 1e-9)
+        require(bool(self.target.strip()), "learner.lora.target", self.target, "all-linear or module names",
+                "set learner.lora.target=all-linear")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
 class LearnerConfig:
     """The group of DeepSpeed ranks that trains the student."""
 
@@ -406,6 +524,7 @@ class LearnerConfig:
     """Recompute activations in the backward pass: less memory, about a third more time."""
     kl_chunk_size: int = 2048
     """Tokens whose logits are held at once. 1 or more."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
@@ -418,7 +537,7 @@ class LearnerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightSyncConfig:
-    """How weights go from the learner to the generators after each step."""
+    """How weights go from the learner to the generators (and to teachers whose weights move)."""
 
     backend: SyncBackend = SyncBackend.CPU
     host: str = "127.0.0.1"
@@ -505,6 +624,7 @@ class TrdConfig:
                 "raise engine.max_model_len or lower max_tokens",
             )  # fmt: skip
         self._check_gpus()
+        check_scoring(self)
         on_cuda = Device.CUDA in (self.generator.engine.device, self.learner.device)
         require(
             (self.weight_sync.backend is SyncBackend.NCCL) == on_cuda,
@@ -539,7 +659,27 @@ class TrdConfig:
 
     @property
     def teacher_model(self) -> str:
-        """The folder whose weights the teacher has."""
-        if self.method.teacher_weights is TeacherWeights.INITIAL:
-            return self.student.model
-        return self.teacher.model
+        """The folder whose weights the teacher has at step 0."""
+        if self.method.teacher_weights is TeacherWeights.EXTERNAL:
+            return self.teacher.model
+        return self.student.model
+
+    @property
+    def teacher_engine(self) -> bool:
+        """Teachers have a vLLM engine."""
+        locates = (
+            self.method.trajectory is TrajectorySource.SPLICED
+            and self.method.splice.locator is Locator.TEACHER_PROBABILITY
+        )
+        by_engine = self.method.scores and self.teacher.score in (ScoreMethod.FUSED, ScoreMethod.PREFILL)
+        return self.method.teacher_generates or locates or by_engine
+
+    @property
+    def teacher_scorer(self) -> bool:
+        """Teachers have a transformers model that scores."""
+        return self.method.scores and self.teacher.score is ScoreMethod.HIDDEN
+
+    @property
+    def teacher_group(self) -> bool:
+        """There are teachers at all."""
+        return self.teacher_engine or self.teacher_scorer

@@ -14,11 +14,15 @@ from typing import Protocol
 from trd_ray.config import SamplingConfig
 from trd_ray.types import (
     Completion,
+    DraftVerdict,
+    FloatArray,
     IntArray,
     LearnerStep,
     Prompt,
     SyncReport,
+    TeacherCompletion,
     TeacherHidden,
+    TopKTargets,
     TrainingBatch,
     Trajectory,
 )
@@ -28,19 +32,40 @@ class Generator(Protocol):
     """The group of student generators."""
 
     async def generate(self, prompt: Prompt, sampling: SamplingConfig) -> Completion:
-        """One rollout from the current student."""
+        """One answer from the current student; `prompt.token_ids` may end with a begun answer."""
+        ...
+
+    async def token_logprobs(self, prompt_ids: IntArray, token_ids: IntArray) -> FloatArray:
+        """Student logprobs [T] of `token_ids` [T] after `prompt_ids` [P]."""
         ...
 
 
 class Teacher(Protocol):
     """The group of teachers."""
 
-    async def refine(self, prompt_ids: IntArray, sampling: SamplingConfig, seed: int) -> Completion:
-        """One rewrite, sampled from the teacher after `prompt_ids` [P]. Its policy versions are 0."""
+    async def generate(
+        self, prompt_ids: IntArray, sampling: SamplingConfig, seed: int, *, top_k: int | None = None
+    ) -> TeacherCompletion:
+        """One text sampled from the teacher after `prompt_ids` [P]. Its policy versions are 0.
+
+        `top_k` asks for the targets of the generated tokens too, at no further forward pass
+        (0: only their own logprobs).
+        """
         ...
 
-    async def score(self, context_ids: IntArray, token_ids: IntArray) -> TeacherHidden:
-        """Final hidden states that predict each of `token_ids` [T] after `context_ids` [P] -> [T, D]."""
+    async def score(self, context_ids: IntArray, token_ids: IntArray) -> TeacherHidden | TopKTargets:
+        """The teacher along `token_ids` [T] after `context_ids` [P], as `teacher.score` says."""
+        ...
+
+    async def token_logprobs(self, context_ids: IntArray, token_ids: IntArray) -> FloatArray:
+        """Teacher logprobs [T] of `token_ids` [T] after `context_ids` [P]."""
+        ...
+
+    async def verify(
+        self, context_ids: IntArray, draft_ids: IntArray, *, top_k: int, temperature: float, seed: int
+    ) -> DraftVerdict:
+        """Judge a draft [T] after `context_ids` [P]: how much of it lies in the teacher's top k, and
+        the teacher's own sample (at `temperature`) in place of the first token that does not."""
         ...
 
 

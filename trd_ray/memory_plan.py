@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from trd_ray.config import DType, EngineConfig, LearnerConfig, TrdConfig
+from trd_ray.choices import DType
+from trd_ray.config import EngineConfig, LearnerConfig, TrdConfig
 from trd_ray.models import ModelFacts, model_facts
 from trd_ray.types import TrajectorySource
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from trd_ray.config import DType
+from trd_ray.choices import DType
 from trd_ray.errors import ModelError, describe
 from trd_ray.testbed.paths import models_path
 

@@ -161,12 +161,12 @@ class Pipeline:
         order = {_prompt_key(prompt): i for i, prompt in enumerate(prompts)}
         # All of the step are there now, since the buffer has room for a whole step.
         taken = await self._buffer.take(len(prompts))
-        if Counter(_prompt_key(t.rollout.prompt) for t in taken) != Counter(order.keys()):
+        if Counter(_prompt_key(t.prompt) for t in taken) != Counter(order.keys()):
             raise ValueError(
                 f"step {self._state.learner_step + 1}: {len(taken)} trajectories came out of the buffer for "
                 f"{len(prompts)} prompts; a prompt was lost or counted twice"
             )
-        return tuple(sorted(taken, key=lambda t: order[_prompt_key(t.rollout.prompt)]))
+        return tuple(sorted(taken, key=lambda t: order[_prompt_key(t.prompt)]))
 
     def _draw_prompts(self) -> tuple[Prompt, ...]:
         step = self._state.learner_step + 1
@@ -193,7 +193,7 @@ class Pipeline:
         await self._refuse_empty_step(trajectories, consumed)
         batch = self._batch(consumed)
         staleness_max = check_staleness(
-            (t.rollout for t in consumed),
+            consumed,
             learner_version=self._state.learner_step,
             max_staleness=self._config.pipeline.max_staleness,
         )
@@ -295,10 +295,8 @@ def _prompt_key(prompt: Prompt) -> tuple[str, int, int]:
 
 
 def _training_sample(trajectory: Trajectory) -> TrainingSample:
-    assert trajectory.teacher_hidden is not None  # scored, since it is consumed
     return TrainingSample(
-        prompt_ids=trajectory.rollout.prompt.token_ids,
+        prompt_ids=trajectory.prompt.token_ids,
         response_ids=trajectory.token_ids,
-        teacher_hidden=trajectory.teacher_hidden,
-        policy_version=trajectory.rollout.completion.policy_version_min,
+        target=trajectory.target,
     )

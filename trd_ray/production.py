@@ -64,8 +64,8 @@ class Producer:
         trajectory = self._assemble(rollout, refinement)
         if trajectory.outcome is Outcome.CONSUMED:
             with stages.stage(Stage.SCORE):
-                hidden = await self.teacher.score(trajectory.teacher_context_ids, trajectory.token_ids)
-            trajectory = dataclasses.replace(trajectory, teacher_hidden=hidden)
+                target = await self.teacher.score(trajectory.teacher_context_ids, trajectory.token_ids)
+            trajectory = dataclasses.replace(trajectory, target=target)
         await self.buffer.put(trajectory)
 
     async def _roll_out(self, prompt: Prompt) -> Rollout:
@@ -78,7 +78,8 @@ class Producer:
         if isinstance(prompt, PromptTooLong):
             return prompt
         seed = derive_seed(rollout.prompt.seed, "refine")
-        completion = await self.teacher.refine(prompt.token_ids, self.refine_sampling, seed)
+        answer = await self.teacher.generate(prompt.token_ids, self.refine_sampling, seed)
+        completion = answer.completion
         grade = await self._grade(rollout.prompt.problem, completion.text)
         return Refinement(prompt=prompt, completion=completion, grade=grade)
 
@@ -103,16 +104,21 @@ class Producer:
                 reason = RejectReason.PROMPT_TOO_LONG
             else:
                 context_ids = found
+        shown = rollout if self.method.trajectory is TrajectorySource.ROLLOUT else made
         return Trajectory(
+            prompt=rollout.prompt,
             rollout=rollout,
             refinement=made,
             source=self.method.trajectory,
             token_ids=token_ids,
+            text="" if shown is None else shown.completion.text,
+            grade=None if shown is None else shown.grade,
+            policy_version_min=rollout.completion.policy_version_min,
+            policy_version_max=rollout.completion.policy_version_max,
             teacher_context=self.method.teacher_context,
             teacher_context_ids=context_ids,
             outcome=Outcome.CONSUMED if reason is RejectReason.NONE else Outcome.REJECTED,
             reason=reason,
-            teacher_hidden=None,
         )
 
 

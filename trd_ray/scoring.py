@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from trd_ray.batching import encode_hidden, pack_lengths, pad_right
-from trd_ray.config import DType
+from trd_ray.choices import DType
 from trd_ray.micro_batcher import MicroBatcher
 from trd_ray.models import load_student, torch_dtype
 from trd_ray.types import IntArray, TeacherHidden

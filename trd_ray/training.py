@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from trd_ray.batching import MicroBatchTensors
-from trd_ray.config import Divergence, DType, LearnerConfig, OptimizerConfig, Schedule
+from trd_ray.choices import Divergence, DType, Schedule
+from trd_ray.config import LearnerConfig, OptimizerConfig
 from trd_ray.errors import RunFailedError, describe
 from trd_ray.losses import chunked_token_divergence
 from trd_ray.models import load_output_head, load_student, shared_vocab_size, torch_dtype

@@ -32,7 +32,17 @@ class TrajectorySource(StrEnum):
     """Where the tokens that are trained on come from."""
 
     ROLLOUT = "rollout"
+    """The student's own answer y_o."""
     REFINED = "refined"
+    """The teacher's rewrite y_r of it."""
+    SPLICED = "spliced"
+    """The good beginning of y_o, token for token, and the teacher's continuation."""
+    SPECULATIVE = "speculative"
+    """Drafted by the student in blocks; unlikely tokens replaced by the teacher's (SKD)."""
+    TEACHER = "teacher"
+    """The teacher's own answer (sequence-level distillation)."""
+    REFERENCE = "reference"
+    """The reference solution y* of the data (supervised fine-tuning)."""
 
 
 class TeacherContext(StrEnum):
@@ -51,7 +61,7 @@ class Outcome(StrEnum):
 
 
 class RejectReason(StrEnum):
-    """Why a trajectory was not trained on. `NONE` for a consumed one."""
+    """Why a trajectory was not trained on, or a gate refused a refinement. `NONE` if neither."""
 
     NONE = ""
     EMPTY = "empty"
@@ -59,6 +69,14 @@ class RejectReason(StrEnum):
     REFINE_TRUNCATED = "refine_truncated"
     PROMPT_TOO_LONG = "prompt_too_long"
     ABORTED = "aborted"
+    ROLLOUT_CORRECT = "rollout_correct"
+    """Gate `failed_only`: there was nothing to mend."""
+    REFINEMENT_WRONG = "refinement_wrong"
+    """Gate `accept_correct`."""
+    REFINEMENT_WORSE = "refinement_worse"
+    """Gate `accept_not_worse`: a right rollout became a wrong refinement."""
+    LOW_SUPPORT = "low_support"
+    """Gate `min_support`: the student finds the refinement too unlikely."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,6 +104,8 @@ class Grade:
     first_wrong_step: int | None = None
     """Index from 0 of the first wrong, malformed or missing step; None if there is none or it
     is not known."""
+    first_wrong_char: int | None = None
+    """Where in the text that step begins, in characters; None where `first_wrong_step` is None."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -176,33 +196,117 @@ class TeacherHidden:
                 "expected [T, D] in float32, or uint16 holding bfloat16 bits"
             )
 
+    @property
+    def num_tokens(self) -> int:
+        return len(self.hidden)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TopKTargets:
+    """The teacher's log-probabilities of a few tokens at each position, in flat arrays.
+
+    They are the model's own, over its whole vocabulary: before temperature, top-p and top-k.
+    """
+
+    topk_ids: IntArray
+    """[T, K] the K most likely tokens of the teacher, most likely first. K may be 0."""
+    topk_logprobs: FloatArray
+    """[T, K] in nats, <= 0."""
+    token_logprobs: FloatArray
+    """[T] of the trajectory's own token."""
+
+    def __post_init__(self) -> None:
+        shape = self.topk_ids.shape
+        if len(shape) != 2 or self.topk_logprobs.shape != shape or self.token_logprobs.shape != shape[:1]:
+            raise ValueError(
+                f"TopKTargets: topk_ids has shape {shape}, topk_logprobs {self.topk_logprobs.shape}, "
+                f"token_logprobs {self.token_logprobs.shape}; expected [T, K], [T, K] and [T]"
+            )
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_logprobs)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeferredTarget:
+    """Nothing was computed yet: the learner runs the teacher itself, after these tokens."""
+
+    context_ids: IntArray
+    """[P'] at least one."""
+
+
+Target = TeacherHidden | TopKTargets | DeferredTarget
+"""What a trajectory's divergence is computed from."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TeacherCompletion:
+    """What the teacher generated, with its distributions if they were asked for."""
+
+    completion: Completion
+    targets: TopKTargets | None = None
+    """[T] positions of `completion`; None unless asked for."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DraftVerdict:
+    """The teacher's judgement of a block that the student drafted (speculative distillation)."""
+
+    num_accepted: int
+    """First tokens of the draft that are all among the teacher's top k. 0 to the draft's length."""
+    replacement: int | None
+    """The teacher's own token for the first that is not; None if all are accepted."""
+    replacement_ends: bool = False
+    """The replacement is an end token of the teacher."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trajectory:
-    """The record of one prompt from rollout to learner. Kept whole whether consumed or not."""
+    """The record of one prompt from its first token to the learner. Kept whole, consumed or not."""
 
-    rollout: Rollout
+    prompt: Prompt
+    rollout: Rollout | None
+    """None where the method lets the student answer nothing."""
     refinement: Refinement | None
-    """None where the method does not refine."""
+    """None where the method does not refine. Of a spliced trajectory, what the teacher generated:
+    the continuation alone, or with the `first_difference` locator the whole rewrite."""
     source: TrajectorySource
+    """Where `token_ids` come from; `rollout` also where a gate refused the refinement."""
     token_ids: IntArray
-    """[T] the response tokens that are trained on."""
+    """[T] the response tokens that are trained on; [0] if they were never made."""
+    text: str
+    """`token_ids` decoded, for graders and people only."""
+    grade: Grade | None
+    """Of `text`; None if the tokens were never made."""
+    policy_version_min: int | None
+    """Oldest student weights that made a token of the rollout or trajectory; None if none did."""
+    policy_version_max: int | None
+    num_kept: int = 0
+    """Tokens of `token_ids` that the student made: of a spliced one its beginning, of a speculative
+    one those that the teacher accepted."""
     teacher_context: TeacherContext
     teacher_context_ids: IntArray
     """[P'] the tokens before `token_ids` when the teacher scores."""
     outcome: Outcome
     reason: RejectReason
-    teacher_hidden: TeacherHidden | None
-    """None until scored, and for a rejected trajectory."""
+    gate_reason: RejectReason = RejectReason.NONE
+    """Why the refinement gate refused the refinement; what is trained on then is an option."""
+    target: Target | None = None
+    """None until scored, for a rejected trajectory, and where no teacher scores."""
 
     def __post_init__(self) -> None:
         if (self.outcome is Outcome.REJECTED) != (self.reason is not RejectReason.NONE):
             raise ValueError(f"Trajectory: outcome {self.outcome!s} does not go with reason {self.reason!s}")
-        if self.teacher_hidden is not None and len(self.teacher_hidden.hidden) != len(self.token_ids):
-            raise ValueError(
-                f"Trajectory: {len(self.teacher_hidden.hidden)} teacher hidden states for "
-                f"{len(self.token_ids)} tokens; expected one a token"
-            )
+        _require_one_a_token(self.target, num_tokens=len(self.token_ids), where="Trajectory")
+
+
+def _require_one_a_token(target: Target | None, *, num_tokens: int, where: str) -> None:
+    if isinstance(target, TeacherHidden | TopKTargets) and target.num_tokens != num_tokens:
+        raise ValueError(
+            f"{where}: {type(target).__name__} has {target.num_tokens} positions for {num_tokens} tokens; "
+            "expected one a token"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -213,9 +317,21 @@ class TrainingSample:
     """[P] the student's prompt."""
     response_ids: IntArray
     """[T] loss tokens: each of them is a target, none of the prompt is."""
-    teacher_hidden: TeacherHidden
-    policy_version: int
-    """Smallest policy version among the rollout's tokens."""
+    target: Target | None
+    """None where the loss needs no teacher distribution."""
+    rollout_logprobs: FloatArray | None = None
+    """[T] log-probability of each response token under the policy that sampled it; None unless the
+    student sampled them all."""
+    advantage: float = 0.0
+    """Of the whole response, for the reward term."""
+
+    def __post_init__(self) -> None:
+        _require_one_a_token(self.target, num_tokens=len(self.response_ids), where="TrainingSample")
+        if self.rollout_logprobs is not None and self.rollout_logprobs.shape != self.response_ids.shape:
+            raise ValueError(
+                f"TrainingSample: rollout_logprobs has shape {self.rollout_logprobs.shape}, response_ids "
+                f"{self.response_ids.shape}; expected one and the same [T]"
+            )
 
     @property
     def num_tokens(self) -> int:
@@ -231,7 +347,9 @@ class TrainingBatch:
     micro_batches: tuple[tuple[tuple[TrainingSample, ...], ...], ...]
     """Same number of micro-batches on each rank (a short rank ends with empty ones)."""
     num_loss_tokens: int
-    """Response tokens of the whole step over all ranks: the normaliser of the loss."""
+    """Response tokens of the whole step over all ranks: the normaliser `token`."""
+    num_trajectories: int
+    """Samples of the whole step over all ranks: the normaliser `trajectory`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -241,11 +359,13 @@ class LearnerStep:
     learner_step: int
     policy_version: int
     loss: float
-    """Mean divergence per response token over all ranks, in nats."""
+    """The objective of the whole step over all ranks, in nats; a mean over tokens or trajectories."""
     grad_norm: float
     """Global L2 norm before clipping."""
     learning_rate: float
     num_loss_tokens: int
+    student_logprob_mean: float | None
+    """Mean over samples of the mean student logprob of their tokens, before the step."""
     learn_s: float
 
 

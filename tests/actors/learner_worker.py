@@ -11,7 +11,8 @@ import torch
 
 from tests.unit.training_samples import make_samples
 from trd_ray.batching import make_training_batch, part_for_rank
-from trd_ray.config import Divergence, DType, LearnerConfig, OptimizerConfig
+from trd_ray.choices import Divergence, DType
+from trd_ray.config import LearnerConfig, OptimizerConfig
 from trd_ray.errors import CheckpointError, RunFailedError
 from trd_ray.types import TeacherHidden, TrainingBatch
 
@@ -96,9 +97,9 @@ def make_batch(learner_step: int, *, num_ranks: int) -> TrainingBatch:
 def poisoned(batch: TrainingBatch, *, rank: int) -> TrainingBatch:
     """`batch` with a NaN in the hidden states of the first sample of one rank."""
     first, *others = batch.micro_batches[rank]
-    hidden = np.array(first[0].teacher_hidden.hidden)
+    hidden = np.array(first[0].target.hidden)
     hidden[0, 0] = np.nan
-    broken = replace(first[0], teacher_hidden=TeacherHidden(hidden=hidden))
+    broken = replace(first[0], target=TeacherHidden(hidden=hidden))
     ranks = list(batch.micro_batches)
     ranks[rank] = ((broken, *first[1:]), *others)
     return replace(batch, micro_batches=tuple(ranks))

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.actors.learner_worker import CASES, FAILING, NUM_STEPS, Case, Result, make_batch, run_rank
 from tests.tiny_models import make_tiny_qwen3
-from trd_ray.config import DType
+from trd_ray.choices import DType
 from trd_ray.learner_checkpoint import HEADER_FILE
 from trd_ray.local.learner import LocalLearner
 

@@ -84,7 +84,7 @@ def test_collate_places_every_token_and_every_target(lengths: list[tuple[int, in
         assert flat[positions].tolist() == tokens[len(sample.prompt_ids) - 1 : -1].tolist()
         assert tensors.target_ids[start : start + num].tolist() == sample.response_ids.tolist()
         hidden = tensors.teacher_hidden[start : start + num].numpy()
-        np.testing.assert_array_equal(hidden, sample.teacher_hidden.hidden)
+        np.testing.assert_array_equal(hidden, sample.target.hidden)
         start += num
     assert start == len(tensors.positions) == len(tensors.teacher_hidden)
 
@@ -151,8 +151,7 @@ def test_mixed_formats_become_float32() -> None:
     half = TrainingSample(
         prompt_ids=sample.prompt_ids,
         response_ids=sample.response_ids,
-        teacher_hidden=encode_hidden(torch.ones(2, 4, dtype=torch.bfloat16)),
-        policy_version=0,
+        target=encode_hidden(torch.ones(2, 4, dtype=torch.bfloat16)),
     )
     assert collate((half,), pad_id=0, hidden_width=4).teacher_hidden.dtype == torch.bfloat16
     assert collate((half, sample), pad_id=0, hidden_width=4).teacher_hidden.dtype == torch.float32
@@ -169,14 +168,13 @@ def test_broken_samples_are_refused() -> None:
     with pytest.raises(ValueError, match="sample 0 has 2 prompt and 0 response tokens"):
         batch_of(make_sample(num_prompt=2, num_response=0))
     whole = make_sample(num_prompt=2, num_response=3)
-    short = TeacherHidden(hidden=whole.teacher_hidden.hidden[:2])
-    with pytest.raises(ValueError, match="sample 0 has 2 teacher hidden states for 3 response tokens"):
+    short = TeacherHidden(hidden=whole.target.hidden[:2])
+    with pytest.raises(ValueError, match="TeacherHidden has 2 positions for 3 tokens"):
         batch_of(
             TrainingSample(
                 prompt_ids=whole.prompt_ids,
                 response_ids=whole.response_ids,
-                teacher_hidden=short,
-                policy_version=0,
+                target=short,
             )
         )
     with pytest.raises(ValueError, match="width 4; expected the teacher's, 8"):

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 from tests.tiny_models import make_tiny_qwen3
 from tests.unit.training_samples import make_samples
 from trd_ray.batching import make_training_batch
-from trd_ray.config import Divergence, LearnerConfig, OptimizerConfig
+from trd_ray.choices import Divergence
+from trd_ray.config import LearnerConfig, OptimizerConfig
 from trd_ray.errors import CheckpointError, RunFailedError
 from trd_ray.learner_checkpoint import HEADER_FILE
 from trd_ray.local.learner import LocalLearner
@@ -119,8 +120,8 @@ async def test_a_nan_stops_the_step_before_the_weights_change(models: Path) -> N
     before = {name: tensor.clone() for name, tensor in learner.named_weights()}
     batch = make_batch(1, num_ranks=2)
     first, *others = batch.micro_batches[1][0]
-    broken = TeacherHidden(hidden=np.full_like(first.teacher_hidden.hidden, np.nan))
-    poisoned = ((replace(first, teacher_hidden=broken), *others),)
+    broken = TeacherHidden(hidden=np.full_like(first.target.hidden, np.nan))
+    poisoned = ((replace(first, target=broken), *others),)
     with pytest.raises(RunFailedError, match="learner step 1, rank 1"):
         await learner.learn(replace(batch, micro_batches=(batch.micro_batches[0], poisoned)))
     assert all(torch.equal(tensor, before[name]) for name, tensor in learner.named_weights())

@@ -12,7 +12,7 @@ import torch
 
 from tests.tiny_models import make_tiny_qwen3
 from trd_ray.batching import decode_hidden
-from trd_ray.config import DType
+from trd_ray.choices import DType
 from trd_ray.models import load_output_head, load_student
 from trd_ray.scoring import AsyncScorer, HiddenScorer, ScoreRequest
 from trd_ray.types import TeacherHidden

@@ -12,7 +12,8 @@ import torch
 from tests.tiny_models import make_tiny_qwen3
 from tests.unit.training_samples import make_samples
 from trd_ray.batching import collate, make_training_batch
-from trd_ray.config import Divergence, DType, LearnerConfig, OptimizerConfig, Schedule
+from trd_ray.choices import Divergence, DType, Schedule
+from trd_ray.config import LearnerConfig, OptimizerConfig
 from trd_ray.errors import RunFailedError
 from trd_ray.losses import token_divergence
 from trd_ray.models import load_output_head, load_student
@@ -80,7 +81,7 @@ def written_out(
     for sample in samples:
         tokens = torch.from_numpy(np.concatenate([sample.prompt_ids, sample.response_ids])).long()
         student_logits = model(tokens[None]).logits[0, len(sample.prompt_ids) - 1 : -1]
-        teacher_logits = torch.from_numpy(sample.teacher_hidden.hidden) @ head.T
+        teacher_logits = torch.from_numpy(sample.target.hidden) @ head.T
         parts.append(token_divergence(student_logits, teacher_logits))
     torch.cat(parts).mean().backward()
     return [part.detach() for part in parts], {name: p.grad for name, p in model.named_parameters()}

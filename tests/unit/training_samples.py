@@ -14,17 +14,15 @@ def make_sample(
     seed: int = 0,
     vocab_size: int = 100,
     hidden_width: int = 4,
-    policy_version: int = 0,
 ) -> TrainingSample:
     """Random tokens and random float32 hidden states; the same seed gives the same sample."""
     generator = np.random.default_rng(seed)
     return TrainingSample(
         prompt_ids=generator.integers(0, vocab_size, num_prompt, dtype=np.int32),
         response_ids=generator.integers(0, vocab_size, num_response, dtype=np.int32),
-        teacher_hidden=TeacherHidden(
+        target=TeacherHidden(
             hidden=generator.standard_normal((num_response, hidden_width)).astype(np.float32)
         ),
-        policy_version=policy_version,
     )
 
 

@@ -10,7 +10,7 @@ from trd_ray.config import SamplingConfig
 from trd_ray.local.sampling import Sampled, SampleRequest, sample
 from trd_ray.micro_batcher import MicroBatcher
 from trd_ray.scoring import AsyncScorer
-from trd_ray.types import Completion, IntArray, Prompt, TeacherHidden
+from trd_ray.types import Completion, IntArray, Prompt, TeacherCompletion, TeacherHidden
 
 
 class LocalEngine:
@@ -64,8 +64,10 @@ class LocalTeacher:
         self._engine = engine
         self._scorer = scorer
 
-    async def refine(self, prompt_ids: IntArray, sampling: SamplingConfig, seed: int) -> Completion:
-        return await self._engine.generate(prompt_ids, sampling, seed=seed)
+    async def generate(
+        self, prompt_ids: IntArray, sampling: SamplingConfig, seed: int, *, top_k: int | None = None
+    ) -> TeacherCompletion:
+        return TeacherCompletion(completion=await self._engine.generate(prompt_ids, sampling, seed=seed))
 
     async def score(self, context_ids: IntArray, token_ids: IntArray) -> TeacherHidden:
         return await self._scorer.score(context_ids, token_ids)

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from trd_ray.batching import collate
-from trd_ray.config import Divergence, DType, LearnerConfig
+from trd_ray.choices import Divergence, DType
+from trd_ray.config import LearnerConfig
 from trd_ray.learner_checkpoint import HF_FOLDER, CheckpointHeader, begin, commit, read_header, save_hf
 from trd_ray.training import (
     learning_rate,
@@ -97,6 +98,7 @@ class LocalLearner:
             grad_norm=norm.item(),
             learning_rate=rate,
             num_loss_tokens=batch.num_loss_tokens,
+            student_logprob_mean=None,
             learn_s=time.perf_counter() - start,
         )
 

@@ -10,7 +10,8 @@ from typing import TypeVar
 
 import yaml
 
-from trd_ray.config import Divergence, MethodConfig, TeacherWeights
+from trd_ray.choices import Divergence, TeacherWeights
+from trd_ray.config import MethodConfig
 from trd_ray.errors import ConfigError, DataError, describe
 from trd_ray.evaluation import EvalReport
 from trd_ray.metrics import StepMetrics, read_evals, read_metrics
