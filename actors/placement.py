@@ -43,7 +43,7 @@ def actor_requests(config: TrdConfig) -> tuple[ActorRequest, ...]:
     groups = (
         ("learner", config.learner.num_ranks, config.learner.resources),
         ("generator", config.generator.num_actors, config.generator.resources),
-        ("teacher", config.teacher.num_actors, config.teacher.resources),
+        ("teacher", config.teacher.num_actors if config.teacher_group else 0, config.teacher.resources),
         ("buffer", 1, BUFFER_RESOURCES),
     )
     return tuple(

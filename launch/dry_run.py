@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from rich.table import Table
 
 from actors.placement import actor_requests
 from launch.consoles import console, show
-from launch.preflight import check_run
+from launch.preflight import check_run, check_without_inputs
 from trd_ray.config import TrdConfig
 from trd_ray.config_loader import dump_config
 from trd_ray.memory_plan import memory_plan
+from trd_ray.models import ModelFacts, model_facts
+from trd_ray.planned_models import missing_model, planned_facts
 from trd_ray.run_folder import RunFolder
 
 _MIB = 2**20
@@ -20,17 +20,33 @@ _MIB = 2**20
 def show_plan(config: TrdConfig, *, no_ray: bool) -> None:
     """Print the resolved configuration, the method, the placement and the memory plan.
 
-    Raises what `check_run` raises.
+    A model of the hub that is not on this machine is planned with from its published figures; what then
+    cannot be checked is said. Raises what `check_run` raises.
     """
-    inputs = check_run(config, no_ray=no_ray)
+    missing = [name for name in _models(config) if missing_model(name)]
+    if missing:
+        facts = (planned_facts(config.student.model), planned_facts(config.teacher_model))
+        check_without_inputs(config, student=facts[0], teacher=facts[1], no_ray=no_ray)
+    else:
+        inputs = check_run(config, no_ray=no_ray)
+        facts = (model_facts(inputs.student_path), model_facts(inputs.teacher_path))
     RunFolder(config.run.dir).require_free()
     show(dump_config(config))
     show(f"method: {config.method.sentence()}\n")
+    if missing:
+        show(
+            f"not on this machine: {', '.join(missing)}. Planned with its published figures; tokenizers, "
+            "chat template and data are checked when the run is started.\n"
+        )
     if no_ray:
         show("placement: one process, no Ray")
         return
     console.print(_placement_table(config))
-    console.print(_memory_table(config, student=inputs.student_path, teacher=inputs.teacher_path))
+    console.print(_memory_table(config, student=facts[0], teacher=facts[1]))
+
+
+def _models(config: TrdConfig) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((config.student.model, config.teacher_model)))
 
 
 def _placement_table(config: TrdConfig) -> Table:
@@ -41,7 +57,7 @@ def _placement_table(config: TrdConfig) -> Table:
     return table
 
 
-def _memory_table(config: TrdConfig, *, student: Path, teacher: Path) -> Table:
+def _memory_table(config: TrdConfig, *, student: ModelFacts, teacher: ModelFacts) -> Table:
     table = Table("role", "actors", "part", "MiB each", title="memory without activations and libraries")
     for role in memory_plan(config, student=student, teacher=teacher):
         for i, (part, num_bytes) in enumerate(role.parts.items()):

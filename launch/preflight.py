@@ -9,11 +9,12 @@ import socket
 import psutil
 
 from actors.placement import GIB, actor_requests, total_request
-from trd_ray.assembly import RunInputs, read_inputs
+from trd_ray.assembly import RunInputs, max_student_prompt, read_inputs
 from trd_ray.chat import check_chat_template
 from trd_ray.config import TrdConfig
 from trd_ray.errors import ConfigError, MissingDependencyError, describe
-from trd_ray.models import model_facts
+from trd_ray.models import ModelFacts, model_facts
+from trd_ray.tasks.registry import load_task
 from trd_ray.types import Problem, TrajectorySource
 
 _REAL_STACK = ("ray", "vllm", "deepspeed")
@@ -25,17 +26,34 @@ def check_run(config: TrdConfig, *, no_ray: bool) -> RunInputs:
 
     Raises `ConfigError`, `DataError`, `ModelError` or `MissingDependencyError`.
     """
+    _check_machine(config, no_ray=no_ray)
+    inputs = read_inputs(config)
+    check_chat_template(inputs.tokenizer, inputs.student_path)
+    check_chat_template(inputs.prompts.teacher_format.tokenizer, inputs.teacher_path)
+    _check_models(config, student=model_facts(inputs.student_path), teacher=model_facts(inputs.teacher_path))
+    check_prompt_lengths(inputs)
+    return inputs
+
+
+def check_without_inputs(
+    config: TrdConfig, *, student: ModelFacts, teacher: ModelFacts, no_ray: bool
+) -> None:
+    """What can be checked where models and data are not on this machine. Raises as `check_run`."""
+    _check_machine(config, no_ray=no_ray)
+    load_task(config.data.task)
+    _check_models(config, student=student, teacher=teacher)
+
+
+def _check_machine(config: TrdConfig, *, no_ray: bool) -> None:
     check_packages((*(() if no_ray else _REAL_STACK), *_TASK_PACKAGES.get(config.data.task, ())))
     if not no_ray:
         check_resources(config)
         check_ports(config)
-    inputs = read_inputs(config)
-    check_chat_template(inputs.tokenizer, inputs.student_path)
-    check_chat_template(inputs.prompts.teacher_format.tokenizer, inputs.teacher_path)
-    check_context(config, inputs)
-    check_scored_lengths(config, inputs)
-    check_prompt_lengths(inputs)
-    return inputs
+
+
+def _check_models(config: TrdConfig, *, student: ModelFacts, teacher: ModelFacts) -> None:
+    check_context(config, student=student, teacher=teacher)
+    check_scored_lengths(config, student=student, teacher=teacher)
 
 
 def check_packages(needed: tuple[str, ...]) -> None:
@@ -103,42 +121,47 @@ def check_ports(config: TrdConfig) -> None:
             ) from error
 
 
-def check_context(config: TrdConfig, inputs: RunInputs) -> None:
+def check_context(config: TrdConfig, *, student: ModelFacts, teacher: ModelFacts) -> None:
     """Engines cannot hold longer sequences than their models were made for."""
-    for key, engine, path in (
-        ("generator.engine.max_model_len", config.generator.engine, inputs.student_path),
-        ("teacher.engine.max_model_len", config.teacher.engine, inputs.teacher_path),
-    ):
-        context = model_facts(path).context_length
+    engines = [("generator.engine.max_model_len", config.generator.engine, student)]
+    if config.teacher_group:
+        engines.append(("teacher.engine.max_model_len", config.teacher.engine, teacher))
+    for key, engine, facts in engines:
+        context = facts.context_length
         if engine.max_model_len > context:
             raise ConfigError(
                 describe(
                     "the engine's context is longer than the model's",
                     where=key,
                     got=engine.max_model_len,
-                    expected=f"at most {context} ({path})",
+                    expected=f"at most {context} ({facts.path})",
                     remedy=f"set {key}={context} or less",
                 )
             )
 
 
-def check_scored_lengths(config: TrdConfig, inputs: RunInputs) -> None:
+def check_scored_lengths(config: TrdConfig, *, student: ModelFacts, teacher: ModelFacts) -> None:
     """Prompt and trajectory must fit into the models that score it and learn from it."""
-    prompt = inputs.prompts.max_student_prompt
-    refines = config.method.trajectory is TrajectorySource.REFINED
-    output = (config.teacher if refines else config.generator).sampling.max_tokens
-    for role, path in (("teacher", inputs.teacher_path), ("student", inputs.student_path)):
-        context = model_facts(path).context_length
+    prompt = max_student_prompt(config)
+    output = _longest_trajectory(config)
+    for role, facts in (("teacher", teacher), ("student", student)):
+        context = facts.context_length
         if prompt + output > context:
             raise ConfigError(
                 describe(
                     f"a trajectory may be longer than the {role}'s context",
                     where="generator.engine.max_model_len, sampling.max_tokens",
                     got=f"up to {prompt} prompt and {output} output tokens",
-                    expected=f"at most {context} together ({path})",
+                    expected=f"at most {context} together ({facts.path})",
                     remedy="lower generator.engine.max_model_len or sampling.max_tokens",
                 )
             )
+
+
+def _longest_trajectory(config: TrdConfig) -> int:
+    """Output tokens of the role that makes the trajectory; a reference solution is as long as it is."""
+    by_teacher = config.method.refines or config.method.trajectory is TrajectorySource.TEACHER
+    return (config.teacher if by_teacher else config.generator).sampling.max_tokens
 
 
 def check_prompt_lengths(inputs: RunInputs) -> None:

@@ -82,7 +82,7 @@ def read_inputs(config: TrdConfig) -> RunInputs:
             config.data.train,
             config.data.columns,
             task=config.data.task,
-            need_reference=config.method.privileged,
+            need_reference=config.needs_reference,
             seed=config.run.seed,
         ),
         eval_problems=_eval_problems(config),
@@ -131,11 +131,16 @@ def build_evaluator(
     )
 
 
+def max_student_prompt(config: TrdConfig) -> int:
+    """The generators' context less the largest output budget of a rollout, in tokens."""
+    most_output = max(config.generator.sampling.max_tokens, config.eval.sampling.max_tokens)
+    return config.generator.engine.max_model_len - most_output
+
+
 def _prompt_builder(
     config: TrdConfig, tokenizer: PreTrainedTokenizerBase, teacher_tokenizer: PreTrainedTokenizerBase
 ) -> PromptBuilder:
-    generator, teacher = config.generator, config.teacher
-    most_output = max(generator.sampling.max_tokens, config.eval.sampling.max_tokens)
+    teacher = config.teacher
     return PromptBuilder(
         student_format=PromptFormat(
             task_name=config.data.task,
@@ -147,7 +152,7 @@ def _prompt_builder(
             tokenizer=teacher_tokenizer,
             enable_thinking=teacher.enable_thinking,
         ),
-        max_student_prompt=generator.engine.max_model_len - most_output,
+        max_student_prompt=max_student_prompt(config),
         max_teacher_prompt=teacher.engine.max_model_len - teacher.sampling.max_tokens,
         max_scored=teacher.engine.max_model_len,
         privileged=config.method.privileged,

@@ -400,7 +400,7 @@ class StudentConfig:
     """The model that is trained."""
 
     model: str = "testbed:student"
-    """Model folder in Hugging Face layout, or `testbed:student`."""
+    """Model folder in Hugging Face layout, `owner/name` of a model on the hub, or `testbed:student`."""
     enable_thinking: bool = False
     """Passed to the chat template of the student's prompts."""
 
@@ -426,7 +426,7 @@ class TeacherConfig:
     """The group of teachers, which refine (vLLM) and score (transformers)."""
 
     model: str = "testbed:teacher"
-    """Model folder. Not used if `method.teacher_weights` is `initial`."""
+    """Likewise, or `testbed:teacher`. Used if `method.teacher_weights` is `external`."""
     enable_thinking: bool = False
     """Passed to the chat template of the teacher's prompts."""
     num_actors: int = 1
@@ -663,6 +663,11 @@ class TrdConfig:
         if self.method.teacher_weights is TeacherWeights.EXTERNAL:
             return self.teacher.model
         return self.student.model
+
+    @property
+    def needs_reference(self) -> bool:
+        """Every problem must have a reference solution."""
+        return self.method.privileged or self.method.trajectory is TrajectorySource.REFERENCE
 
     @property
     def teacher_engine(self) -> bool:

@@ -1,7 +1,7 @@
 """Model folders in Hugging Face layout: what is in them, whether they fit together, loading.
 
-Nothing is downloaded, no code from a model folder is run, and weights are read from safetensors
-only. `model_facts` reads headers, so that a plan costs no memory.
+Only a model that is named by its hub name is downloaded. No code from a model folder is run, and weights
+are read from safetensors only. `model_facts` reads headers, so that a plan costs no memory.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from trd_ray.choices import DType
 from trd_ray.errors import ModelError, describe
+from trd_ray.hub import download, is_hub_name
 from trd_ray.testbed.paths import models_path
 
 _TESTBED_PREFIX = "testbed:"
@@ -63,10 +64,11 @@ def resolve_model(name: str) -> Path:
     """The folder of a model that a configuration names.
 
     Args:
-        name: `testbed:student`, `testbed:teacher`, or a path.
+        name: `testbed:student`, `testbed:teacher`, a path, or `owner/name` of a model on the hub, which
+            is downloaded unless it is in the local cache.
 
     Raises:
-        ModelError: no such testbed model, or the folder does not hold a model.
+        ModelError: no such model, or the folder does not hold a model.
     """
     if name.startswith(_TESTBED_PREFIX):
         model = name.removeprefix(_TESTBED_PREFIX)
@@ -81,6 +83,8 @@ def resolve_model(name: str) -> Path:
                 )
             )
         path = models_path() / model
+    elif is_hub_name(name):
+        path = download(name)
     else:
         path = Path(name).expanduser()
     _read_config(path)

@@ -1,10 +1,11 @@
-"""Reads problems from JSON Lines and Parquet files, and names the row that is wrong.
+"""Reads problems from JSON and Parquet files, and names the row that is wrong.
 
-Rows count from 1: lines of a JSON Lines file, rows of a Parquet file.
+Rows count from 1: lines of a JSON Lines file, objects of a JSON list, rows of a Parquet file.
 """
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import zlib
@@ -69,7 +70,7 @@ def read_rows(source: str, columns: ColumnsConfig, *, task: str, need_reference:
 def _iterate_rows(source: str) -> Iterator[tuple[int, Row]]:
     """Each row with its number. Errors of the file are turned into `DataError`."""
     path = _sample_path(source) if source.startswith(_SAMPLE_PREFIX) else source
-    read = _read_parquet if PurePosixPath(path).suffix in (".parquet", ".pq") else _read_json_lines
+    read = _read_parquet if PurePosixPath(path).suffix in (".parquet", ".pq") else _read_json
     try:
         # Imported here: only file sources need it.
         import fsspec
@@ -94,7 +95,7 @@ def _iterate_rows(source: str) -> Iterator[tuple[int, Row]]:
                 "the data file cannot be read",
                 where=source,
                 got=f"{type(error).__name__}: {error}",
-                expected="a readable JSON Lines (.jsonl, .jsonl.gz) or Parquet (.parquet) file",
+                expected="a readable JSON (.jsonl, .jsonl.gz, .json) or Parquet (.parquet) file",
                 remedy="check the path or URL in data.train and data.eval, and that the file is whole",
             )
         ) from error
@@ -115,26 +116,47 @@ def _sample_path(source: str) -> str:
     return str(resources.files("trd_ray.tasks") / _SAMPLES[name])
 
 
-def _read_json_lines(file: IO[bytes], source: str) -> Iterator[tuple[int, Row]]:
+def _read_json(file: IO[bytes], source: str) -> Iterator[tuple[int, Row]]:
+    """JSON Lines, or one JSON list of objects, which is told by its first character."""
+    first = next((line for line in file if line.strip()), b"")
+    file.seek(0)
+    # A byte order mark may stand before anything else.
+    if first.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+        yield from _read_json_list(file, source)
+        return
     for number, line in enumerate(file, start=1):
-        if not line.strip():
-            continue
-        try:
-            # The first line may begin with a byte order mark.
-            row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-        except ValueError as error:  # both a decoding and a JSON error
-            raise _row_error(
-                "a row is not JSON", where=f"{source}, row {number}", column="all",
-                got=f"{error}", expected="one JSON object in UTF-8 on each line",
-                remedy="correct the line; a file that is one JSON list must be split into lines",
-            ) from error  # fmt: skip
-        if not isinstance(row, dict):
-            raise _row_error(
-                "a row is no JSON object", where=f"{source}, row {number}", column="all",
-                got=type(row).__name__, expected='an object such as {"problem": "...", "answer": "..."}',
-                remedy="write each problem as one JSON object on one line",
-            )  # fmt: skip
-        yield number, row
+        if line.strip():
+            text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+            yield number, _object(_parse(text, source, f"row {number}"), source, number)
+
+
+def _read_json_list(file: IO[bytes], source: str) -> Iterator[tuple[int, Row]]:
+    rows = _parse(file.read().removeprefix(codecs.BOM_UTF8), source, "the list")
+    assert isinstance(rows, list)  # it begins with a bracket, and is JSON
+    for number, row in enumerate(rows, start=1):
+        yield number, _object(row, source, number)
+
+
+def _parse(text: bytes, source: str, part: str) -> object:
+    try:
+        parsed: object = json.loads(text.decode("utf-8"))
+    except ValueError as error:  # both a decoding and a JSON error
+        raise _row_error(
+            "a row is not JSON", where=f"{source}, {part}", column="all",
+            got=f"{error}", expected="one JSON object in UTF-8 on each line, or one JSON list of objects",
+            remedy="correct what the message names",
+        ) from error  # fmt: skip
+    return parsed
+
+
+def _object(row: object, source: str, number: int) -> Row:
+    if not isinstance(row, dict):
+        raise _row_error(
+            "a row is no JSON object", where=f"{source}, row {number}", column="all",
+            got=type(row).__name__, expected='an object such as {"problem": "...", "answer": "..."}',
+            remedy="write each problem as one JSON object",
+        )  # fmt: skip
+    return row
 
 
 def _read_parquet(file: IO[bytes], source: str) -> Iterator[tuple[int, Row]]:
