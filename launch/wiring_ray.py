@@ -23,12 +23,11 @@ from actors.handles import NamedActor, RayBuffer, RayGenerators, RayTeachers
 from actors.learner import LearnerRankActor
 from actors.learner_group import RayLearner
 from actors.placement import ActorRequest, actor_requests, reserve
-from actors.teacher import TeacherActor
+from actors.teacher import ScorerOptions, TeacherActor
 from actors.weight_sync import RayWeightSync
 from trd_ray.assembly import Roles, RunInputs
 from trd_ray.config import EngineConfig, TrdConfig
 from trd_ray.errors import ActorTimeoutError, PlacementError, RunFailedError, describe
-from trd_ray.types import TrajectorySource
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +136,9 @@ def _create(
             config.learner,
             student=inputs.student_path.resolve(),
             teacher=inputs.teacher_path.resolve(),
-            divergence=config.method.divergence,
+            method=config.method,
+            score=config.teacher.score,
+            teacher_pushed=config.pushes_teacher,
             rank=i,
             world_size=config.learner.num_ranks,
             num_steps=config.run.num_steps,
@@ -152,11 +153,8 @@ def _create(
         ).remote(
             model=inputs.teacher_path.resolve(),
             engine=_teacher_engine(config, inputs, index=i),
-            score_dtype=config.teacher.score_dtype,
-            hidden_dtype=config.teacher.hidden_dtype,
-            score_batch_tokens=config.teacher.score_batch_tokens,
-            threads=config.teacher.engine.threads,
-            device=config.teacher.engine.device,
+            scorer=_scorer(config),
+            top_k=config.method.num_targets,
         ),
         "buffer": lambda i, options: BufferActor.options(**options, max_concurrency=_CONCURRENT_CALLS).remote(
             capacity=config.pipeline.trajectories_per_step
@@ -228,13 +226,25 @@ def _generator_engine(config: TrdConfig, inputs: RunInputs, *, index: int) -> En
 
 
 def _teacher_engine(config: TrdConfig, inputs: RunInputs, *, index: int) -> EngineOptions | None:
-    if config.method.trajectory is not TrajectorySource.REFINED:
+    if not config.teacher_engine:
         return None
     return _engine_options(
         config.teacher.engine,
         model=str(inputs.teacher_path.resolve()),
         seed=config.run.seed + index,
-        weight_transfer=None,
+        weight_transfer=config.weight_sync.backend.value if config.pushes_teacher else None,
+    )
+
+
+def _scorer(config: TrdConfig) -> ScorerOptions | None:
+    if not config.teacher_scorer:
+        return None
+    return ScorerOptions(
+        score_dtype=config.teacher.score_dtype,
+        hidden_dtype=config.teacher.hidden_dtype,
+        batch_tokens=config.teacher.score_batch_tokens,
+        threads=config.teacher.engine.threads,
+        device=config.teacher.engine.device,
     )
 
 

@@ -233,6 +233,11 @@ class MethodConfig:
         return self.teacher_weights in (TeacherWeights.EMA, TeacherWeights.PERIODIC)
 
     @property
+    def num_targets(self) -> int:
+        """Entries of `TopKTargets` that the divergence needs of vLLM; 0: the token's own alone."""
+        return self.top_k if self.support is Support.TOP_K else 0
+
+    @property
     def refused_context(self) -> TeacherContext:
         """Context of a rollout that is trained on in place of a refused refinement."""
         return TeacherContext.PRIVILEGED if self.privileged else TeacherContext.PROMPT
@@ -678,6 +683,11 @@ class TrdConfig:
         )
         by_engine = self.method.scores and self.teacher.score in (ScoreMethod.FUSED, ScoreMethod.PREFILL)
         return self.method.teacher_generates or locates or by_engine
+
+    @property
+    def pushes_teacher(self) -> bool:
+        """The teachers' engines follow weights that the learner holds."""
+        return self.teacher_engine and self.method.teacher_moves
 
     @property
     def teacher_scorer(self) -> bool:

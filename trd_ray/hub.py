@@ -82,6 +82,6 @@ def download(name: str) -> Path:
                 where=f"model name {name!r}",
                 got=first,
                 expected="a model folder in Hugging Face layout, or owner/name of a model on the hub",
-                remedy="correct the path; or fetch the model where there is a connection, and give its folder",
+                remedy="correct the path; or fetch it where the hub can be reached, give its folder",
             )
         ) from error

@@ -18,7 +18,7 @@ TESTBED = [ROOT / f"configs/experiment/{method}.yaml" for method in METHODS]
 
 
 def test_each_method_has_its_configurations():
-    found = {path for path in (ROOT / "configs/experiment/qwen3").glob("*_*.yaml")}
+    found = set((ROOT / "configs/experiment/qwen3").glob("*_*.yaml"))
     assert found - {ROOT / f"configs/experiment/qwen3/qwen3_{size}.yaml" for size in SIZES} == set(RECIPES)
     assert all(path.is_file() for path in TESTBED)
 
