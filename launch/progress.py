@@ -102,7 +102,9 @@ class Progress:
         return f"{self._stage} {self._stage_done}/{self._stage_total}"
 
     def _figures(self, m: StepMetrics) -> list[str]:
-        figures = [f"rollout acc {m.rollout_accuracy:.3f}"]
+        accuracy = m.trajectory_accuracy if m.rollout_accuracy is None else m.rollout_accuracy
+        name = "trajectory acc" if m.rollout_accuracy is None else "rollout acc"
+        figures = [] if accuracy is None else [f"{name} {accuracy:.3f}"]
         if m.refined_accuracy is not None:
             figures.append(f"refined acc {m.refined_accuracy:.3f}")
         figures += [f"loss {m.loss:.4f}", f"{m.tokens_per_s:,.0f} tok/s", f"staleness {m.staleness_max}"]
@@ -147,7 +149,8 @@ def _step_table(steps: Sequence[StepMetrics]) -> Table:
         table.add_column(name, justify="right")
     for m in thin(steps):
         refined = "-" if m.refined_accuracy is None else f"{m.refined_accuracy:.3f}"
-        cells = [str(m.learner_step), f"{m.rollout_accuracy:.3f}", *([refined] if refines else [])]
+        rollout = "-" if m.rollout_accuracy is None else f"{m.rollout_accuracy:.3f}"
+        cells = [str(m.learner_step), rollout, *([refined] if refines else [])]
         table.add_row(*cells, f"{m.loss:.4f}")
     return table
 

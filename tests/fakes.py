@@ -16,6 +16,8 @@ import numpy as np
 from trd_ray.config import SamplingConfig
 from trd_ray.types import (
     Completion,
+    DraftVerdict,
+    FloatArray,
     Grade,
     IntArray,
     LearnerStep,
@@ -25,6 +27,7 @@ from trd_ray.types import (
     SyncReport,
     TeacherCompletion,
     TeacherHidden,
+    TopKTargets,
     TrainingBatch,
 )
 
@@ -53,6 +56,10 @@ class FakeGenerator:
     gate: asyncio.Event | None = None
     asked: list[Prompt] = field(default_factory=list)
     policy_version: int = 0
+    student_logprob: float = -0.5
+
+    async def token_logprobs(self, prompt_ids: IntArray, token_ids: IntArray) -> FloatArray:
+        return np.full(len(token_ids), self.student_logprob, dtype=np.float32)
 
     async def generate(self, prompt: Prompt, sampling: SamplingConfig) -> Completion:
         self.asked.append(prompt)
@@ -71,21 +78,41 @@ class FakeGenerator:
 
 @dataclass
 class FakeTeacher:
-    """Rewrites to `rewrite()`; scores with ones."""
+    """Writes `rewrite()`; scores with ones; finds every token as likely as `token_logprob` says."""
 
     rewrite: Callable[[], Completion] = lambda: completion("right")
     refined: list[IntArray] = field(default_factory=list)
     scored: list[tuple[IntArray, IntArray]] = field(default_factory=list)
+    asked_top_k: list[int | None] = field(default_factory=list)
+    token_logprob: Callable[[int], float] = lambda index: -0.1
 
     async def generate(
         self, prompt_ids: IntArray, sampling: SamplingConfig, seed: int, *, top_k: int | None = None
     ) -> TeacherCompletion:
         self.refined.append(prompt_ids)
-        return TeacherCompletion(completion=self.rewrite())
+        self.asked_top_k.append(top_k)
+        made = self.rewrite()
+        num = len(made.token_ids)
+        targets = None
+        if top_k is not None:
+            targets = TopKTargets(
+                topk_ids=np.zeros((num, top_k), dtype=np.int32),
+                topk_logprobs=np.full((num, top_k), -1.0, dtype=np.float32),
+                token_logprobs=made.logprobs,
+            )
+        return TeacherCompletion(completion=made, targets=targets)
 
     async def score(self, context_ids: IntArray, token_ids: IntArray) -> TeacherHidden:
         self.scored.append((context_ids, token_ids))
         return TeacherHidden(hidden=np.ones((len(token_ids), HIDDEN_WIDTH), dtype=np.float32))
+
+    async def token_logprobs(self, context_ids: IntArray, token_ids: IntArray) -> FloatArray:
+        return np.asarray([self.token_logprob(i) for i in range(len(token_ids))], dtype=np.float32)
+
+    async def verify(
+        self, context_ids: IntArray, draft_ids: IntArray, *, top_k: int, temperature: float, seed: int
+    ) -> DraftVerdict:
+        return DraftVerdict(num_accepted=len(draft_ids), replacement=None)
 
 
 @dataclass
@@ -138,6 +165,7 @@ class FakeTask:
     """Right is the text `right`."""
 
     name = "arithmetic"
+    knows_steps = True
 
     def grade(self, problem: Problem, text: str) -> Grade:
         return Grade(correct=text == "right", answer=text)

@@ -13,6 +13,7 @@ from trd_ray.data import ProblemStream, load_first_problems, load_problems
 from trd_ray.evaluation import eval_prompts
 from trd_ray.evaluator import Evaluator
 from trd_ray.interfaces import Buffer, Generator, Learner, Teacher, WeightSync
+from trd_ray.locate import FailureLocator, make_locator, require_steps
 from trd_ray.models import load_tokenizer, resolve_model, shared_vocab_size
 from trd_ray.observer import Observer
 from trd_ray.pipeline import Pipeline
@@ -23,7 +24,7 @@ from trd_ray.refinement import PromptFormat
 from trd_ray.run_folder import RunFolder
 from trd_ray.tasks.base import Task
 from trd_ray.tasks.registry import load_task
-from trd_ray.types import Problem, Prompt
+from trd_ray.types import Problem, Prompt, TrajectorySource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +70,9 @@ def read_inputs(config: TrdConfig) -> RunInputs:
     student_path = resolve_model(config.student.model)
     teacher_path = resolve_model(config.teacher_model)
     vocab_size = shared_vocab_size(student_path, teacher_path)
+    task = load_task(config.data.task)
+    if config.method.trajectory is TrajectorySource.SPLICED:
+        require_steps(config.method.splice, task=task)
     tokenizer = load_tokenizer(student_path)
     teacher_tokenizer = load_tokenizer(teacher_path)
     return RunInputs(
@@ -76,7 +80,7 @@ def read_inputs(config: TrdConfig) -> RunInputs:
         teacher_path=teacher_path,
         vocab_size=vocab_size,
         tokenizer=tokenizer,
-        task=load_task(config.data.task),
+        task=task,
         prompts=_prompt_builder(config, tokenizer, teacher_tokenizer),
         stream=load_problems(
             config.data.train,
@@ -100,8 +104,10 @@ def build_pipeline(
         task=inputs.task,
         prompts=inputs.prompts,
         method=config.method,
+        score=config.teacher.score,
         rollout_sampling=config.generator.sampling,
         refine_sampling=config.teacher.sampling,
+        locator=_locator(config, roles=roles, inputs=inputs),
     )
     return Pipeline(
         config,
@@ -112,6 +118,14 @@ def build_pipeline(
         evaluator=build_evaluator(config, generator=roles.generator, inputs=inputs, observer=observer),
         recorder=Recorder(folder, keep_checkpoints=config.run.keep_checkpoints),
         observer=observer,
+    )
+
+
+def _locator(config: TrdConfig, *, roles: Roles, inputs: RunInputs) -> FailureLocator | None:
+    if config.method.trajectory is not TrajectorySource.SPLICED:
+        return None
+    return make_locator(
+        config.method.splice, task=inputs.task, teacher=roles.teacher, tokenizer=inputs.tokenizer
     )
 
 
@@ -155,6 +169,7 @@ def _prompt_builder(
         max_student_prompt=max_student_prompt(config),
         max_teacher_prompt=teacher.engine.max_model_len - teacher.sampling.max_tokens,
         max_scored=teacher.engine.max_model_len,
+        max_trained=config.generator.engine.max_model_len,
         privileged=config.method.privileged,
     )
 

@@ -16,7 +16,15 @@ from trd_ray.evaluation import EvalReport
 from trd_ray.json_lines import JsonLinesWriter, read_lines
 from trd_ray.run_folder import RunFolder
 from trd_ray.stage_clock import Stage, StageTimes
-from trd_ray.types import LearnerStep, Outcome, Refinement, SyncReport, Trajectory
+from trd_ray.trajectory_metrics import (
+    edit_distance_mean,
+    kept_share_mean,
+    length_ratio_mean,
+    mean_of,
+    refused_by_reason,
+    support_mean,
+)
+from trd_ray.types import LearnerStep, Outcome, Refinement, SyncReport, Trajectory, TrajectorySource
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -31,21 +39,38 @@ class StepMetrics:
     policy_version: int
     """Completed optimizer steps after this one."""
     loss: float
-    """Mean divergence per response token, in nats; NaN where the file has null."""
+    """The objective, in nats a token; NaN where the file has null."""
     grad_norm: float
     """Global L2 norm before clipping."""
     learning_rate: float
     num_loss_tokens: int
     staleness_max: int
     """Largest staleness among the consumed trajectories, in steps; 0 if none was consumed."""
-    rollout_accuracy: float
-    """Share of right rollouts, rejected trajectories included."""
+    rollout_accuracy: float | None
+    """Share of right rollouts, rejected trajectories included; None if the student answered nothing."""
     refined_accuracy: float | None
     """Share of right refinements; None if nothing was refined."""
+    trajectory_accuracy: float | None
+    """Share of right ones among the trajectories that were trained on; None if there is none."""
+    refinement_accepted: int
+    """Refinements that were trained on."""
+    refinement_refused_by_reason: Mapping[str, int]
+    """Refinements that were broken or that the gate refused, whatever was trained on instead."""
     flips_wrong_to_right: int
     """Wrong rollouts whose refinement is right."""
     flips_right_to_wrong: int
     """Right rollouts whose refinement is wrong."""
+    edit_distance_mean: float | None
+    """Token edits from rollout to refinement over the longer one's length, in [0, 1]; mean over
+    refinements."""
+    length_ratio_mean: float | None
+    """Tokens of the refinement over tokens of its rollout; mean over refinements."""
+    support_mean: float | None
+    """Student logprob of the trajectories less that of their rollouts, in nats a token; mean over those
+    trained on. None unless all have a rollout."""
+    kept_share_mean: float | None
+    """Share of a spliced or speculative trajectory's tokens that the student made; mean over those
+    trained on, None for other methods."""
     num_trajectories: int
     """Trajectories that ended in this step: consumed and rejected."""
     num_consumed: int
@@ -63,8 +88,8 @@ class StepMetrics:
     """The whole step; the sum of the six above."""
     num_rollout_tokens: int
     num_refined_tokens: int
-    rollout_length_mean: float
-    """Tokens a rollout."""
+    rollout_length_mean: float | None
+    """Tokens a rollout; None if the student answered nothing."""
     refined_length_mean: float | None
     """Tokens a refinement; None if nothing was refined."""
     tokens_per_s: float
@@ -149,8 +174,13 @@ def step_metrics(
         )
     consumed = [t for t in trajectories if t.outcome is Outcome.CONSUMED]
     reasons = Counter(str(t.reason) for t in trajectories if t.outcome is Outcome.REJECTED)
-    refined = [(t.rollout.grade.correct, t.refinement) for t in trajectories if t.refinement is not None]
-    num_rollout_tokens = sum(len(t.rollout.completion.token_ids) for t in trajectories)
+    rollouts = [t.rollout for t in trajectories if t.rollout is not None]
+    refined = [
+        (t.rollout.grade.correct, t.refinement)
+        for t in trajectories
+        if t.refinement is not None and t.rollout is not None
+    ]
+    num_rollout_tokens = sum(len(r.completion.token_ids) for r in rollouts)
     num_refined_tokens = sum(len(r.completion.token_ids) for _, r in refined)
     num_tokens = num_rollout_tokens + num_refined_tokens
     return StepMetrics(
@@ -161,10 +191,19 @@ def step_metrics(
         learning_rate=step.learning_rate,
         num_loss_tokens=step.num_loss_tokens,
         staleness_max=staleness_max,
-        rollout_accuracy=sum(t.rollout.grade.correct for t in trajectories) / len(trajectories),
+        rollout_accuracy=mean_of([float(r.grade.correct) for r in rollouts]),
         refined_accuracy=_accuracy(refined),
+        trajectory_accuracy=mean_of([float(t.grade.correct) for t in consumed if t.grade is not None]),
+        refinement_accepted=sum(
+            t.refinement is not None and t.source is not TrajectorySource.ROLLOUT for t in consumed
+        ),
+        refinement_refused_by_reason=refused_by_reason(trajectories),
         flips_wrong_to_right=sum(not before and r.grade.correct for before, r in refined),
         flips_right_to_wrong=sum(before and not r.grade.correct for before, r in refined),
+        edit_distance_mean=edit_distance_mean(trajectories),
+        length_ratio_mean=length_ratio_mean(trajectories),
+        support_mean=support_mean(consumed, student_logprob_mean=step.student_logprob_mean),
+        kept_share_mean=kept_share_mean(consumed),
         num_trajectories=len(trajectories),
         num_consumed=len(consumed),
         num_rejected=len(trajectories) - len(consumed),
@@ -178,7 +217,7 @@ def step_metrics(
         step_s=times.step_s,
         num_rollout_tokens=num_rollout_tokens,
         num_refined_tokens=num_refined_tokens,
-        rollout_length_mean=num_rollout_tokens / len(trajectories),
+        rollout_length_mean=num_rollout_tokens / len(rollouts) if rollouts else None,
         refined_length_mean=num_refined_tokens / len(refined) if refined else None,
         tokens_per_s=num_tokens / times.step_s if times.step_s > 0 else 0.0,
         prompts_in=prompts_in,
@@ -263,8 +302,15 @@ def _step_scalars(m: StepMetrics) -> dict[str, float]:
         "learner/num_loss_tokens": m.num_loss_tokens,
         "accuracy/rollout": m.rollout_accuracy,
         "accuracy/refined": m.refined_accuracy,
+        "accuracy/trajectory": m.trajectory_accuracy,
         "accuracy/flips_wrong_to_right": m.flips_wrong_to_right,
         "accuracy/flips_right_to_wrong": m.flips_right_to_wrong,
+        "refinement/num_accepted": m.refinement_accepted,
+        "refinement/num_refused": sum(m.refinement_refused_by_reason.values()),
+        "refinement/edit_distance_share": m.edit_distance_mean,
+        "refinement/length_ratio": m.length_ratio_mean,
+        "refinement/support_nats": m.support_mean,
+        "refinement/kept_share": m.kept_share_mean,
         "pipeline/staleness_max": m.staleness_max,
         "pipeline/num_rejected": m.num_rejected,
         "pipeline/tokens_per_s": m.tokens_per_s,

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from trd_ray.batching import make_training_batch
+from trd_ray.choices import Reward
 from trd_ray.config import TrdConfig
 from trd_ray.data import ProblemStream
 from trd_ray.errors import RunFailedError, describe
@@ -31,6 +32,8 @@ from trd_ray.metrics import step_metrics
 from trd_ray.observer import Observer
 from trd_ray.production import Producer
 from trd_ray.recorder import Recorder
+from trd_ray.refine_gate import REFUSED_BY_DESIGN
+from trd_ray.rewards import group_advantages
 from trd_ray.run_state import RunState
 from trd_ray.seeds import derive_seed
 from trd_ray.stage_clock import Stage, StageClock
@@ -42,9 +45,13 @@ from trd_ray.types import (
     TrainingBatch,
     TrainingSample,
     Trajectory,
+    TrajectorySource,
 )
 
 log = logging.getLogger(__name__)
+
+# Problems are not endless, and a gate that refuses so many is a mistake.
+_MOST_ROUNDS = 8
 
 T = TypeVar("T")
 
@@ -143,7 +150,20 @@ class Pipeline:
         return True
 
     async def _produce_step(self) -> tuple[Trajectory, ...]:
-        """Trajectories of one step, in the order of their prompts."""
+        """Trajectories of one step, in the order of their prompts.
+
+        Where the refinement gate has refused every one, as it may by design, further problems are drawn
+        into the same step, until one is left to learn from.
+        """
+        trajectories: tuple[Trajectory, ...] = ()
+        for _ in range(_MOST_ROUNDS):
+            trajectories += await self._produce_round()
+            if not all(_by_design(t) for t in trajectories):
+                break
+        return trajectories
+
+    async def _produce_round(self) -> tuple[Trajectory, ...]:
+        """Trajectories of the next problems, in the order of their prompts."""
         prompts = self._draw_prompts()
         stages = StepStages(
             num_trajectories=len(prompts),
@@ -224,7 +244,8 @@ class Pipeline:
         self, trajectories: tuple[Trajectory, ...], consumed: tuple[Trajectory, ...]
     ) -> None:
         """End the run, with a checkpoint, if too little of a step is left to learn from."""
-        rejected_share = 1.0 - len(consumed) / len(trajectories)
+        broken = [t for t in trajectories if t.outcome is Outcome.REJECTED and not _by_design(t)]
+        rejected_share = len(broken) / len(trajectories)
         if consumed and rejected_share <= self._config.pipeline.max_rejected_share:
             return
         await self._checkpoint()
@@ -233,7 +254,7 @@ class Pipeline:
             describe(
                 "too many trajectories of one step were rejected",
                 where=f"step {self._state.learner_step + 1}",
-                got=f"{rejected_share:.0%} rejected ({', '.join(reasons)})",
+                got=f"{rejected_share:.0%} rejected, {len(consumed)} left ({', '.join(reasons)})",
                 expected=f"at most {self._config.pipeline.max_rejected_share:.0%}, and one to learn from",
                 remedy="read the step's trajectories/*.parquet, then --resume: more "
                 "teacher.sampling.max_tokens or a larger teacher.engine.max_model_len against truncation",
@@ -242,11 +263,19 @@ class Pipeline:
 
     def _batch(self, consumed: tuple[Trajectory, ...]) -> TrainingBatch:
         return make_training_batch(
-            [_training_sample(t) for t in consumed],
+            [
+                _training_sample(trajectory, advantage=advantage)
+                for trajectory, advantage in zip(consumed, self._advantages(consumed), strict=True)
+            ],
             learner_step=self._state.learner_step + 1,
             num_ranks=self._config.learner.num_ranks,
             micro_batch_tokens=self._config.learner.micro_batch_tokens,
         )
+
+    def _advantages(self, consumed: tuple[Trajectory, ...]) -> tuple[float, ...]:
+        if self._config.method.reward.kind is Reward.NONE:
+            return (0.0,) * len(consumed)
+        return group_advantages(consumed)
 
     async def _after_step(self) -> None:
         step, run = self._state.learner_step, self._config.run
@@ -294,9 +323,16 @@ def _prompt_key(prompt: Prompt) -> tuple[str, int, int]:
     return prompt.problem.prompt_id, prompt.epoch, prompt.sample_index
 
 
-def _training_sample(trajectory: Trajectory) -> TrainingSample:
+def _by_design(trajectory: Trajectory) -> bool:
+    return trajectory.reason in REFUSED_BY_DESIGN
+
+
+def _training_sample(trajectory: Trajectory, *, advantage: float) -> TrainingSample:
+    sampled = trajectory.rollout if trajectory.source is TrajectorySource.ROLLOUT else None
     return TrainingSample(
         prompt_ids=trajectory.prompt.token_ids,
         response_ids=trajectory.token_ids,
         target=trajectory.target,
+        rollout_logprobs=None if sampled is None else sampled.completion.logprobs,
+        advantage=advantage,
     )

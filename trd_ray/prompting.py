@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trd_ray.errors import DataError, describe
+import numpy as np
+
+from trd_ray.errors import DataError, ModelError, describe
 from trd_ray.refinement import (
     PrivilegedPrompt,
     PromptFormat,
     PromptTooLong,
     privileged_prompt,
     refine_prompt,
+    require_reference,
     student_prompt,
+    text_ids,
 )
-from trd_ray.types import IntArray, Problem, RefinePrompt, Rollout, TeacherContext
+from trd_ray.types import IntArray, Problem, Prompt, RefinePrompt, Rollout, TeacherContext
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +32,8 @@ class PromptBuilder:
     """The teachers' context less the output budget of a refinement, in tokens."""
     max_scored: int
     """The teachers' context: teacher context and trajectory together, in tokens."""
+    max_trained: int
+    """The student's: prompt and trajectory together, in tokens."""
     privileged: bool
     """Refinement prompts hold the reference solution."""
 
@@ -57,8 +63,36 @@ class PromptBuilder:
             max_prompt_tokens=self.max_teacher_prompt,
         )
 
+    def reference(self, problem: Problem) -> IntArray:
+        """The reference solution as the student would say it: its tokens [T] and the end token.
+
+        Raises `DataError` if the problem has none, `ModelError` if the tokenizer has no end token.
+        """
+        tokenizer = self.student_format.tokenizer
+        if tokenizer.eos_token_id is None:
+            raise ModelError(
+                describe(
+                    "the student's tokenizer has no end token",
+                    where=str(tokenizer.name_or_path),
+                    got="eos_token is not set",
+                    expected="the token that ends an answer",
+                    remedy="set eos_token in tokenizer_config.json",
+                )
+            )
+        solution = text_ids(tokenizer, require_reference(problem))
+        return np.append(solution, np.int32(tokenizer.eos_token_id)).astype(np.int32)
+
+    def text(self, token_ids: IntArray) -> str:
+        """Tokens decoded without special tokens, for graders and people."""
+        return str(self.student_format.tokenizer.decode(token_ids.tolist(), skip_special_tokens=True))
+
+    def answer_context(self, prompt: Prompt, *, num_tokens: int) -> IntArray | PromptTooLong:
+        """What a teacher sees that answers by itself, with room for `num_tokens` [P']."""
+        context = TeacherContext.PRIVILEGED if self.privileged else TeacherContext.PROMPT
+        return self.score_context(prompt, None, context=context, num_tokens=num_tokens)
+
     def score_context(
-        self, rollout: Rollout, refine: RefinePrompt | None, *, context: TeacherContext, num_tokens: int
+        self, prompt: Prompt, refine: RefinePrompt | None, *, context: TeacherContext, num_tokens: int
     ) -> IntArray | PromptTooLong:
         """Tokens before a trajectory of `num_tokens` when the teacher scores it [P'].
 
@@ -69,7 +103,7 @@ class PromptBuilder:
             assert refine is not None
             return refine.token_ids
         if context is TeacherContext.PROMPT:
-            return rollout.prompt.token_ids
+            return prompt.token_ids
         room = self.max_scored - num_tokens
-        prompt = privileged_prompt(rollout.prompt.problem, self.teacher_format, max_prompt_tokens=room)
-        return prompt.token_ids if isinstance(prompt, PrivilegedPrompt) else prompt
+        shown = privileged_prompt(prompt.problem, self.teacher_format, max_prompt_tokens=room)
+        return shown.token_ids if isinstance(shown, PrivilegedPrompt) else shown

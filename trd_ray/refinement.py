@@ -121,12 +121,12 @@ def privileged_prompt(
 
     Raises `DataError` if the problem has no reference solution.
     """
-    reference = _require_reference(problem)
+    reference = require_reference(problem)
 
     def encode(text: str) -> IntArray:
         return prompt_format.encode(TemplateName.PRIVILEGED, problem=problem, reference=text)
 
-    reference_ids = _text_ids(prompt_format.tokenizer, reference)
+    reference_ids = text_ids(prompt_format.tokenizer, reference)
     cut = _cut_to_fit(
         reference, reference_ids, REFERENCE_NOTICE, encode,
         tokenizer=prompt_format.tokenizer, max_prompt_tokens=max_prompt_tokens,
@@ -152,7 +152,7 @@ def refine_prompt(
     problem = rollout.prompt.problem
     tokenizer = prompt_format.tokenizer
     template = TemplateName.REFINE_PRIVILEGED if privileged else TemplateName.REFINE
-    reference = _require_reference(problem) if privileged else None
+    reference = require_reference(problem) if privileged else None
     rollout_ids = rollout.completion.token_ids
     initial_solution = _decode(tokenizer, rollout_ids)
 
@@ -172,7 +172,7 @@ def refine_prompt(
             )
 
         cut = _cut_to_fit(
-            reference, _text_ids(tokenizer, reference), REFERENCE_NOTICE, with_reference,
+            reference, text_ids(tokenizer, reference), REFERENCE_NOTICE, with_reference,
             tokenizer=tokenizer, max_prompt_tokens=max_prompt_tokens,
         )  # fmt: skip
         ids, num_cut_reference = cut.token_ids, cut.num_cut
@@ -194,17 +194,18 @@ def judge_trajectory(rollout: Rollout, *, refinement: Refinement | PromptTooLong
     Args:
         refinement: None where the method trains on the rollout itself.
     """
-    reason = _reject_rollout(rollout.completion, is_trajectory=refinement is None)
+    reason = reject_rollout(rollout.completion, is_trajectory=refinement is None)
     if reason is RejectReason.NONE and refinement is not None:
         if isinstance(refinement, PromptTooLong):
             reason = RejectReason.PROMPT_TOO_LONG
         else:
-            reason = _reject_refinement(refinement.completion)
+            reason = reject_teacher_text(refinement.completion)
     outcome = Outcome.CONSUMED if reason is RejectReason.NONE else Outcome.REJECTED
     return Verdict(outcome=outcome, reason=reason)
 
 
-def _reject_rollout(completion: Completion, *, is_trajectory: bool) -> RejectReason:
+def reject_rollout(completion: Completion, *, is_trajectory: bool) -> RejectReason:
+    """Why a rollout is broken; `NONE` if it is not. An empty one only is if it is to be trained on."""
     if completion.stop_reason is StopReason.ABORT:
         return RejectReason.ABORTED
     if not np.isfinite(completion.logprobs).all():
@@ -215,7 +216,8 @@ def _reject_rollout(completion: Completion, *, is_trajectory: bool) -> RejectRea
     return RejectReason.NONE
 
 
-def _reject_refinement(completion: Completion) -> RejectReason:
+def reject_teacher_text(completion: Completion) -> RejectReason:
+    """Why what the teacher wrote cannot be trained on; `NONE` if it can."""
     if completion.stop_reason is StopReason.ABORT:
         return RejectReason.ABORTED
     if not np.isfinite(completion.logprobs).all():
@@ -265,13 +267,14 @@ def _decode(tokenizer: PreTrainedTokenizerBase, token_ids: IntArray) -> str:
     return text
 
 
-def _text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> IntArray:
+def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> IntArray:
     """[T] tokens of a text in which special-token strings are ordinary text."""
     ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
     return np.asarray(ids, dtype=np.int32)
 
 
-def _require_reference(problem: Problem) -> str:
+def require_reference(problem: Problem) -> str:
+    """The reference solution of a problem. Raises `DataError` if it has none."""
     if problem.reference is None:
         raise DataError(
             describe(

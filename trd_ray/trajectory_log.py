@@ -20,7 +20,6 @@ import pyarrow.parquet as pq
 from trd_ray.errors import DataError, describe
 from trd_ray.types import (
     FloatArray,
-    Grade,
     IntArray,
     Outcome,
     RejectReason,
@@ -32,6 +31,8 @@ from trd_ray.types import (
 _FILE = re.compile(r"step_(\d+)\.parquet")
 _INTS = pa.list_(pa.int32())
 _FLOATS = pa.list_(pa.float32())
+_NO_INTS: IntArray = np.zeros(0, dtype=np.int32)
+_NO_FLOATS: FloatArray = np.zeros(0, dtype=np.float32)
 
 SCHEMA = pa.schema(
     [
@@ -44,9 +45,9 @@ SCHEMA = pa.schema(
         pa.field("rollout_token_ids", _INTS, nullable=False),
         pa.field("rollout_text", pa.string(), nullable=False),
         pa.field("rollout_logprobs", _FLOATS, nullable=False),
-        pa.field("rollout_correct", pa.bool_(), nullable=False),
-        pa.field("policy_version_min", pa.int32(), nullable=False),
-        pa.field("policy_version_max", pa.int32(), nullable=False),
+        pa.field("rollout_correct", pa.bool_()),
+        pa.field("policy_version_min", pa.int32()),
+        pa.field("policy_version_max", pa.int32()),
         pa.field("trajectory_source", pa.string(), nullable=False),
         pa.field("trajectory_token_ids", _INTS, nullable=False),
         pa.field("trajectory_text", pa.string(), nullable=False),
@@ -57,6 +58,11 @@ SCHEMA = pa.schema(
         pa.field("learner_step", pa.int32(), nullable=False),
         pa.field("rollout_first_wrong_step", pa.int32()),
         pa.field("trajectory_first_wrong_step", pa.int32()),
+        pa.field("gate_reason", pa.string(), nullable=False),
+        pa.field("num_kept", pa.int32(), nullable=False),
+        pa.field("refinement_token_ids", _INTS),
+        pa.field("refinement_text", pa.string()),
+        pa.field("refinement_correct", pa.bool_()),
     ]
 )
 """The columns, in order. Nullable ones are null where the value does not exist."""
@@ -75,9 +81,11 @@ class TrajectoryRow:
     rollout_token_ids: IntArray
     rollout_text: str
     rollout_logprobs: FloatArray
-    rollout_correct: bool
-    policy_version_min: int
-    policy_version_max: int
+    rollout_correct: bool | None
+    """This and what else is of the rollout is None, or empty, where the student answered nothing."""
+    policy_version_min: int | None
+    """None if the student made no token."""
+    policy_version_max: int | None
     trajectory_source: TrajectorySource
     trajectory_token_ids: IntArray
     trajectory_text: str
@@ -91,45 +99,51 @@ class TrajectoryRow:
     rollout_first_wrong_step: int | None
     """Index from 0, see `Grade.first_wrong_step`."""
     trajectory_first_wrong_step: int | None
+    gate_reason: RejectReason
+    """Why the refinement was broken or refused, whatever was trained on instead."""
+    num_kept: int
+    """First tokens of a spliced trajectory that are the rollout's; of a speculative one, all that the
+    student made."""
+    refinement_token_ids: IntArray | None
+    """What the teacher generated for this rollout; None if nothing."""
+    refinement_text: str | None
+    refinement_correct: bool | None
 
     @classmethod
     def of(cls, trajectory: Trajectory, *, learner_step: int) -> TrajectoryRow:
         """The row of a trajectory that ended in `learner_step`."""
-        rollout = trajectory.rollout
-        text, grade = _text_and_grade(trajectory)
+        rollout, refinement, prompt = trajectory.rollout, trajectory.refinement, trajectory.prompt
+        answer = None if rollout is None else rollout.completion
+        grade = trajectory.grade
         return cls(
-            prompt_id=rollout.prompt.problem.prompt_id,
-            epoch=rollout.prompt.epoch,
-            sample_index=rollout.prompt.sample_index,
-            problem=rollout.prompt.problem.problem,
-            reference=rollout.prompt.problem.reference,
-            prompt_token_ids=rollout.prompt.token_ids,
-            rollout_token_ids=rollout.completion.token_ids,
-            rollout_text=rollout.completion.text,
-            rollout_logprobs=rollout.completion.logprobs,
-            rollout_correct=rollout.grade.correct,
-            policy_version_min=rollout.completion.policy_version_min,
-            policy_version_max=rollout.completion.policy_version_max,
+            prompt_id=prompt.problem.prompt_id,
+            epoch=prompt.epoch,
+            sample_index=prompt.sample_index,
+            problem=prompt.problem.problem,
+            reference=prompt.problem.reference,
+            prompt_token_ids=prompt.token_ids,
+            rollout_token_ids=_NO_INTS if answer is None else answer.token_ids,
+            rollout_text="" if answer is None else answer.text,
+            rollout_logprobs=_NO_FLOATS if answer is None else answer.logprobs,
+            rollout_correct=None if rollout is None else rollout.grade.correct,
+            policy_version_min=trajectory.policy_version_min,
+            policy_version_max=trajectory.policy_version_max,
             trajectory_source=trajectory.source,
             trajectory_token_ids=trajectory.token_ids,
-            trajectory_text=text,
+            trajectory_text=trajectory.text,
             trajectory_correct=grade.correct if grade else None,
             teacher_context=trajectory.teacher_context,
             outcome=trajectory.outcome,
             reason=trajectory.reason,
             learner_step=learner_step,
-            rollout_first_wrong_step=rollout.grade.first_wrong_step,
+            rollout_first_wrong_step=None if rollout is None else rollout.grade.first_wrong_step,
             trajectory_first_wrong_step=grade.first_wrong_step if grade else None,
+            gate_reason=trajectory.gate_reason,
+            num_kept=trajectory.num_kept,
+            refinement_token_ids=None if refinement is None else refinement.completion.token_ids,
+            refinement_text=None if refinement is None else refinement.completion.text,
+            refinement_correct=None if refinement is None else refinement.grade.correct,
         )
-
-
-def _text_and_grade(trajectory: Trajectory) -> tuple[str, Grade | None]:
-    """Text and grade of the tokens that are trained on, by their source."""
-    if trajectory.source is TrajectorySource.ROLLOUT:
-        return trajectory.rollout.completion.text, trajectory.rollout.grade
-    if trajectory.refinement is None:
-        return "", None
-    return trajectory.refinement.completion.text, trajectory.refinement.grade
 
 
 def write_trajectories(folder: Path, trajectories: Sequence[Trajectory], *, learner_step: int) -> Path:
@@ -192,4 +206,7 @@ def _read_file(path: Path) -> Iterator[TrajectoryRow]:
         row["teacher_context"] = TeacherContext(row["teacher_context"])
         row["outcome"] = Outcome(row["outcome"])
         row["reason"] = RejectReason(row["reason"])
+        row["gate_reason"] = RejectReason(row["gate_reason"])
+        if row["refinement_token_ids"] is not None:
+            row["refinement_token_ids"] = np.asarray(row["refinement_token_ids"], dtype=np.int32)
         yield TrajectoryRow(**row)

@@ -31,6 +31,7 @@ from trd_ray.trajectory_log import read_trajectories
 from trd_ray.types import (
     IntArray,
     Problem,
+    Prompt,
     RefinePrompt,
     Rollout,
     StopReason,
@@ -54,12 +55,12 @@ class FakePrompts:
         return RefinePrompt(token_ids=ids, num_cut_rollout_tokens=0, num_cut_reference_tokens=0)
 
     def score_context(
-        self, rollout: Rollout, refine: RefinePrompt | None, *, context: TeacherContext, num_tokens: int
+        self, prompt: Prompt, refine: RefinePrompt | None, *, context: TeacherContext, num_tokens: int
     ) -> IntArray | PromptTooLong:
         if context is TeacherContext.REFINE:
             assert refine is not None
             return refine.token_ids
-        return rollout.prompt.token_ids
+        return prompt.token_ids
 
 
 @dataclass
@@ -99,6 +100,7 @@ def make_run(tmp_path: Path, *, name: str = "run", open_existing: bool = False, 
         task=FakeTask(),
         prompts=prompts,  # type: ignore[arg-type]
         method=config.method,
+        score=config.teacher.score,
         rollout_sampling=config.generator.sampling,
         refine_sampling=config.teacher.sampling,
     )

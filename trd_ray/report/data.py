@@ -4,22 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import TypeVar
 
 import yaml
 
-from trd_ray.choices import Divergence, TeacherWeights
-from trd_ray.config import MethodConfig
+from trd_ray.config_loader import load_config
 from trd_ray.errors import ConfigError, DataError, describe
 from trd_ray.evaluation import EvalReport
 from trd_ray.metrics import StepMetrics, read_evals, read_metrics
 from trd_ray.run_folder import RunFolder
 from trd_ray.trajectory_log import logged_steps
-from trd_ray.types import TeacherContext, TrajectorySource
-
-_Choice = TypeVar("_Choice", bound=StrEnum)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +47,7 @@ def load_run(folder: RunFolder) -> RunData:
     return RunData(
         name=folder.path.resolve().name,
         options=options,
-        method=_method_sentence(options),
+        method=_method_sentence(folder.config) if options else None,
         steps=read_metrics(folder.metrics),
         evals=read_evals(folder.eval),
         trajectory_steps=logged_steps(folder.trajectories),
@@ -94,20 +88,9 @@ def _show(value: object) -> str:
     return "" if value is None else str(value)
 
 
-def _choice(kind: type[_Choice], text: str) -> _Choice:
-    """An enum member from its value or from its name: YAML files of frozen trees hold either."""
-    return kind(text.lower())
-
-
-def _method_sentence(options: Mapping[str, str]) -> str | None:
+def _method_sentence(path: Path) -> str | None:
     try:
-        return MethodConfig(
-            trajectory=_choice(TrajectorySource, options["method.trajectory"]),
-            teacher_weights=_choice(TeacherWeights, options["method.teacher_weights"]),
-            privileged=options["method.privileged"] == "true",
-            teacher_context=_choice(TeacherContext, options["method.teacher_context"]),
-            divergence=_choice(Divergence, options["method.divergence"]),
-        ).sentence()
-    except (KeyError, ValueError, ConfigError):
-        # A run of another version: the options below the sentence still tell what it was.
+        return load_config(path).method.sentence()
+    except ConfigError:
+        # A run of another version, or one that has no file yet: what options there are tell the rest.
         return None

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from trd_ray.evaluation import EvalReport, Interval
 from trd_ray.metrics import StepMetrics
+from trd_ray.refine_gate import REFUSED_BY_DESIGN
 from trd_ray.report.charts import number, percent
 from trd_ray.report.data import RunData
 from trd_ray.stage_clock import Stage
@@ -74,6 +75,7 @@ def headlines(run: RunData) -> list[Headline]:
     for name, value in (
         ("Rollout accuracy", lambda m: m.rollout_accuracy),
         ("Refined accuracy", lambda m: m.refined_accuracy),
+        ("Trained-on accuracy", lambda m: m.trajectory_accuracy),
     ):
         before, after = (_tenth(run.steps, value, last=last) for last in (False, True))
         if before is not None and after is not None:
@@ -197,7 +199,7 @@ def _refinement_findings(steps: Sequence[StepMetrics]) -> list[Finding]:
                 "trains on ever worse rewrites; compare method.teacher_context=prompt with refine.",
             )
         )
-    right = sum(step.rollout_accuracy * step.num_trajectories for step in refined)
+    right = sum((step.rollout_accuracy or 0.0) * step.num_trajectories for step in refined)
     broken = sum(step.flips_right_to_wrong for step in refined)
     if right and broken / right > _TOO_MANY:
         found.append(
@@ -223,6 +225,8 @@ def _health_findings(steps: Sequence[StepMetrics]) -> list[Finding]:
         )
     total = sum(step.num_trajectories for step in steps)
     reasons = sum((Counter(step.rejected_by_reason) for step in steps), Counter[str]())
+    for designed in REFUSED_BY_DESIGN:
+        del reasons[designed]
     if reasons.total() > _TOO_MANY * total:
         reason, count = reasons.most_common(1)[0]
         found.append(

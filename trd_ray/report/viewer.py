@@ -26,6 +26,9 @@ MAX_CHARS = 6000
 _PIECE = re.compile(r"\d+|[^\W\d]+|\s+|.")
 
 
+_REWRITTEN = (TrajectorySource.REFINED, TrajectorySource.SPLICED)
+
+
 class Kind(StrEnum):
     """What became of a rollout. Values are the words on the page."""
 
@@ -34,7 +37,7 @@ class Kind(StrEnum):
     BOTH_WRONG = "both wrong"
     BOTH_RIGHT = "both right"
     RIGHT = "right"
-    """A rollout that is trained on as it is."""
+    """What is trained on is no rewrite of a rollout, and right."""
     WRONG = "wrong"
     REJECTED = "rejected"
 
@@ -73,8 +76,8 @@ class Card:
 def kind_of(row: TrajectoryRow) -> Kind:
     if row.outcome is Outcome.REJECTED:
         return Kind.REJECTED
-    if row.trajectory_source is TrajectorySource.ROLLOUT:
-        return Kind.RIGHT if row.rollout_correct else Kind.WRONG
+    if row.trajectory_source not in _REWRITTEN:
+        return Kind.RIGHT if row.trajectory_correct else Kind.WRONG
     if row.trajectory_correct:
         return Kind.BOTH_RIGHT if row.rollout_correct else Kind.WRONG_TO_RIGHT
     return Kind.RIGHT_TO_WRONG if row.rollout_correct else Kind.BOTH_WRONG
@@ -114,10 +117,13 @@ def _take_turns(rows: Iterable[TrajectoryRow], quota: int) -> list[TrajectoryRow
 
 def make_card(row: TrajectoryRow) -> Card:
     """Align and compare the texts of one row."""
-    refined = row.trajectory_source is TrajectorySource.REFINED
-    before, cut_before = _shorten(row.rollout_text)
+    refined = row.trajectory_source in _REWRITTEN
+    # A method without rollouts shows what it trains on in their place.
+    alone = row.rollout_correct is None
+    before, cut_before = _shorten(row.trajectory_text if alone else row.rollout_text)
+    first_wrong = row.trajectory_first_wrong_step if alone else row.rollout_first_wrong_step
     after, cut_after = _shorten(row.trajectory_text) if refined else ("", 0)
-    left = _Marks(before, row.rollout_first_wrong_step, is_whole=not cut_before)
+    left = _Marks(before, first_wrong, is_whole=not cut_before)
     right = _Marks(after, row.trajectory_first_wrong_step if refined else None, is_whole=not cut_after)
     return Card(
         kind=kind_of(row),

@@ -15,6 +15,11 @@ class Task(Protocol):
         """Folder name under `trd_ray/tasks/`, which also holds the task's `templates/`."""
         ...
 
+    @property
+    def knows_steps(self) -> bool:
+        """The grader says where a wrong solution goes wrong (`Grade.first_wrong_char`)."""
+        ...
+
     def grade(self, problem: Problem, text: str) -> Grade:
         """Judge a solution text. Never raises on bad text: that is a wrong answer."""
         ...

@@ -14,6 +14,7 @@ from trd_ray.tasks.arithmetic.problems import parse_problem, solve
 from trd_ray.types import Grade, Problem
 
 _STEP = re.compile(r"[0-9]+[+-][0-9]+=-?[0-9]+")
+_SPACE = " \n\r\t"
 _ANSWER = re.compile(r"#(-?[0-9]+)")
 
 
@@ -23,6 +24,10 @@ class ArithmeticTask:
     @property
     def name(self) -> str:
         return "arithmetic"
+
+    @property
+    def knows_steps(self) -> bool:
+        return True
 
     def grade(self, problem: Problem, text: str) -> Grade:
         """Compare a solution with the canonical one, line by line.
@@ -37,11 +42,14 @@ class ArithmeticTask:
         Raises `DataError` if `problem.problem` is no arithmetic problem, never because of `text`.
         """
         expected = solve(parse_problem(problem.problem))
-        lines = text.strip(" \n\r\t").split("\n")
+        body = text.strip(_SPACE)
+        lines = body.split("\n")
         first_wrong = next(
             (i for i, (line, right) in enumerate(zip_longest(lines, expected)) if line != right), None
         )
+        wrong_at = None
         if first_wrong is not None:
+            wrong_at = text.index(body) + _line_start(lines, first_wrong)
             first_wrong = min(first_wrong, len(expected) - 1)
         answers = [match[1] for line in lines if (match := _ANSWER.fullmatch(line))]
         return Grade(
@@ -49,4 +57,12 @@ class ArithmeticTask:
             answer=answers[-1] if answers else None,
             num_steps=sum(_STEP.fullmatch(line) is not None for line in lines),
             first_wrong_step=first_wrong,
+            first_wrong_char=wrong_at,
         )
+
+
+def _line_start(lines: list[str], index: int) -> int:
+    """Characters before line `index`; all of them if there is no such line."""
+    if index >= len(lines):
+        return len("\n".join(lines))
+    return sum(len(line) + 1 for line in lines[:index])

@@ -14,6 +14,10 @@ class MathTask:
     def name(self) -> str:
         return "math"
 
+    @property
+    def knows_steps(self) -> bool:
+        return False
+
     def grade(self, problem: Problem, text: str) -> Grade:
         """Right if the final answer of `text` has the value of `problem.answer`.
 
