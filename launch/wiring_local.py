@@ -23,32 +23,47 @@ async def local_roles(config: TrdConfig, inputs: RunInputs) -> AsyncIterator[Rol
     """The roles of a run; the generator samples from the learner's own module."""
     learner = LocalLearner(
         config.learner,
+        method=config.method,
+        score=config.teacher.score,
         student=inputs.student_path,
         teacher=inputs.teacher_path,
-        divergence=config.method.divergence,
         num_steps=config.run.num_steps,
         seed=config.run.seed,
     )
     generator = load_generator(config, inputs, learner.module.model)
-    teacher_model = load_student(inputs.teacher_path, torch_dtype(config.teacher.score_dtype))
-    refiner = LocalEngine(
-        teacher_model,
-        inputs.prompts.teacher_format.tokenizer,
-        end_ids=end_token_ids(inputs.teacher_path, inputs.prompts.teacher_format.tokenizer),
-        max_batch=config.teacher.engine.max_num_seqs,
-    )
-    scorer = HiddenScorer(
-        teacher_model,
-        hidden_dtype=config.teacher.hidden_dtype,
-        batch_tokens=config.teacher.score_batch_tokens,
-    )
     yield Roles(
         generator=LocalGenerator(generator),
-        teacher=LocalTeacher(refiner, AsyncScorer(scorer)),
+        teacher=_teacher(config, inputs, learner),
         learner=learner,
         weight_sync=LocalWeightSync(learner, generator),
         buffer=TrajectoryBuffer(capacity=config.pipeline.trajectories_per_step),
     )
+
+
+def _teacher(config: TrdConfig, inputs: RunInputs, learner: LocalLearner) -> LocalTeacher:
+    """A teacher whose weights move is the learner's own copy, which is always the newest."""
+    if not config.teacher_group:
+        return LocalTeacher(None, None, top_k=0)
+    model = learner.teacher_model if config.method.teacher_moves else None
+    if model is None:
+        model = load_student(inputs.teacher_path, torch_dtype(config.teacher.score_dtype))
+    tokenizer = inputs.prompts.teacher_format.tokenizer
+    engine = LocalEngine(
+        model,
+        tokenizer,
+        end_ids=end_token_ids(inputs.teacher_path, tokenizer),
+        max_batch=config.teacher.engine.max_num_seqs,
+    )
+    scorer = None
+    if config.teacher_scorer:
+        scorer = AsyncScorer(
+            HiddenScorer(
+                model,
+                hidden_dtype=config.teacher.hidden_dtype,
+                batch_tokens=config.teacher.score_batch_tokens,
+            )
+        )
+    return LocalTeacher(engine, scorer, top_k=config.method.num_targets)
 
 
 def load_generator(config: TrdConfig, inputs: RunInputs, model: PreTrainedModel) -> LocalEngine:

@@ -138,7 +138,6 @@ def _create(
             teacher=inputs.teacher_path.resolve(),
             method=config.method,
             score=config.teacher.score,
-            teacher_pushed=config.pushes_teacher,
             rank=i,
             world_size=config.learner.num_ranks,
             num_steps=config.run.num_steps,
