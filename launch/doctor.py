@@ -22,7 +22,7 @@ from launch.wiring_ray import RayRoles, ray_run
 from trd_ray.agreement import TOLERANCES, LogprobAgreement, compare_logprobs
 from trd_ray.assembly import RunInputs
 from trd_ray.batching import make_training_batch
-from trd_ray.choices import Divergence, DType, TeacherWeights
+from trd_ray.choices import Divergence, DType, ScoreMethod, TeacherWeights
 from trd_ray.config import MethodConfig, TrdConfig
 from trd_ray.errors import DataError, ModelError, TrdRayError
 from trd_ray.interfaces import Teacher
@@ -105,6 +105,7 @@ def self_teaching(config: TrdConfig) -> TrdConfig:
     return dataclasses.replace(
         config,
         method=method,
+        teacher=dataclasses.replace(config.teacher, score=ScoreMethod.HIDDEN),
         learner=dataclasses.replace(config.learner, optimizer=optimizer),
         weight_sync=dataclasses.replace(config.weight_sync, verify=True),
     )

@@ -42,6 +42,7 @@ def train(config: TrdConfig, *, resume: bool, no_ray: bool) -> int:
     Raises the errors of `check_run` before anything is started, and those of the roles after.
     """
     inputs = check_run(config, no_ray=no_ray)
+    show(f"method: {config.method.sentence()}")
     folder = RunFolder.open(config.run.dir) if resume else RunFolder.create(config.run.dir)
     with folder.locked():
         start = _resume(folder, config) if resume else _Start(folder=folder, checkpoint=None, first_step=1)
