@@ -1,20 +1,49 @@
-"""Divergence from hidden states: exact full-vocabulary values and gradients without `[N, V]`.
+"""The loss from hidden states: exact full-vocabulary values and gradients without `[N, V]`.
 
-Logits of `chunk_size` tokens exist at a time, on either side. The backward pass recomputes the
-student's logits once from the hidden states, which costs one more matrix product and saves the
-memory of all of them.
+Logits of `chunk_size` tokens exist at a time, on either side.
+
+- `chunked_objective` knows the weight of each token, so it makes the gradients in the forward pass,
+  chunk by chunk, from the logits that it has anyway.
+- `chunked_token_divergence` does not, so its backward pass makes the logits once more.
 
 Axis letters: N tokens, V vocabulary, D student width, Dt teacher width.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from trd_ray.losses.divergences import divergence_from_logits
-from trd_ray.losses.options import DivergenceOptions
+from trd_ray.losses.divergences import divergence_of_logits
+from trd_ray.losses.objective import (
+    HiddenTeacher,
+    LogitTransform,
+    ObjectiveOutput,
+    TeacherSide,
+    TokenBatch,
+    TopKTeacher,
+    check_objective,
+)
+from trd_ray.losses.options import DivergenceOptions, ObjectiveOptions
+from trd_ray.losses.products import (
+    add_product,
+    compute_dtype,
+    matmul_ready,
+    product,
+    transform_gradient,
+    transform_logits,
+)
+from trd_ray.losses.rows import (
+    Buffers,
+    RowTerms,
+    TeacherRows,
+    teacher_from_logits,
+    teacher_from_top_k,
+    token_terms,
+)
 
 
 def chunked_token_divergence(
@@ -50,7 +79,7 @@ def chunked_token_divergence(
         [N] divergences in nats, float32 (float64 for float64 inputs).
 
     Raises:
-        ValueError: shapes do not agree; an option is unknown or not offered yet.
+        ValueError: shapes do not agree; an option is unknown, contradicts another or looks at tokens.
     """
     options = DivergenceOptions(
         divergence=divergence,
@@ -62,14 +91,144 @@ def chunked_token_divergence(
         clip=clip,
         clip_max=clip_max,
     )
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size: got {chunk_size}; expected 1 or more")
-    _require_shapes(student_hidden, student_head, teacher_hidden, teacher_head)
-    vocab = _vocab_size(len(student_head), len(teacher_head), vocab_size)
-    values: Tensor = _ChunkedDivergence.apply(
-        student_hidden, student_head, teacher_hidden, teacher_head, vocab, chunk_size, options
-    )  # type: ignore[no-untyped-call]
+    teacher = HiddenTeacher(hidden=teacher_hidden, head=teacher_head)
+    _require_shapes("chunked_token_divergence", student_hidden, student_head, teacher)
+    job = _Job(
+        teacher=teacher,
+        tokens=None,
+        options=divergence_of_logits(options),
+        chunk_size=_chunk_size(chunk_size),
+        vocab_size=_vocab_size(len(student_head), len(teacher_head), vocab_size),
+        transform=LogitTransform(),
+        makes_gradients=False,
+    )
+    values: Tensor = _ChunkedDivergence.apply(student_hidden, student_head, teacher_hidden, teacher_head, job)  # type: ignore[no-untyped-call]
     return values
+
+
+def chunked_objective(
+    student_hidden: Tensor,
+    student_head: Tensor,
+    teacher: TeacherSide,
+    tokens: TokenBatch,
+    *,
+    options: ObjectiveOptions,
+    chunk_size: int,
+    vocab_size: int,
+    transform: LogitTransform = LogitTransform(),  # noqa: B008 (frozen)
+) -> ObjectiveOutput:
+    """The weighted sum of the tokens' values, with its gradients made in the same pass.
+
+    value = divergence (clipped as the options say) + gate.coef * 1[H(q) > threshold] * forward KL over
+    the teacher's top k + reward.coef * clipped policy loss; loss = sum over tokens of weight * value.
+
+    The backward pass multiplies by the incoming scalar and reads neither head. Where that scalar is 1
+    it copies nothing, so put every factor of the loss into the weights.
+
+    Args:
+        student_hidden: [N, D] final hidden states, after the final norm. N may be 0.
+        student_head: [V or more, D] output head. Its gradient is summed in float32.
+        teacher: hidden states and head, or precomputed log-probabilities; None for nll and none.
+        tokens: the tokens and their weights.
+        chunk_size: tokens whose logits are held at once. 1 or more; does not change the result.
+        vocab_size: V, the entries of the shared tokenizer; rows of a head beyond it are padding.
+        transform: of the student's logits; the teacher's is part of `teacher`.
+
+    Raises:
+        ValueError: shapes do not agree; something that the options need is missing.
+    """
+    side = teacher if isinstance(teacher, HiddenTeacher) else None
+    _require_shapes("chunked_objective", student_hidden, student_head, side)
+    check_objective(len(student_hidden), teacher, tokens, options)
+    job = _Job(
+        teacher=teacher if options.needs_teacher else None,
+        tokens=tokens,
+        options=options,
+        chunk_size=_chunk_size(chunk_size),
+        vocab_size=_vocab_size(len(student_head), len(side.head if side else student_head), vocab_size),
+        transform=transform,
+        makes_gradients=torch.is_grad_enabled(),
+    )
+    loss, values, logprobs = _Objective.apply(student_hidden, student_head, job)  # type: ignore[no-untyped-call]
+    return ObjectiveOutput(loss=loss, token_values=values, student_logprobs=logprobs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """All that one call is asked for, but the tensors that it differentiates."""
+
+    teacher: TeacherSide
+    tokens: TokenBatch | None
+    options: ObjectiveOptions
+    chunk_size: int
+    vocab_size: int
+    transform: LogitTransform
+    makes_gradients: bool
+
+
+class _Chunks:
+    """One walk over the tokens: logits into kept buffers, gradients into sums."""
+
+    def __init__(self, job: _Job, hidden: Tensor, head: Tensor, teacher: TeacherSide) -> None:
+        self._job = job
+        self._hidden = hidden
+        self._rows = matmul_ready(head[: job.vocab_size], hidden)
+        self._teacher = teacher
+        hidden_side = [teacher.hidden, teacher.head] if isinstance(teacher, HiddenTeacher) else []
+        self.dtype = compute_dtype(hidden, head, *hidden_side)
+        if isinstance(teacher, HiddenTeacher):
+            self._teacher_rows = matmul_ready(teacher.head[: job.vocab_size], teacher.hidden)
+        most = min(job.chunk_size, max(1, len(hidden)))
+        self._buffers = Buffers(rows=most, vocab=job.vocab_size, dtype=self.dtype, device=hidden.device)
+        self.grad_hidden: Tensor | None = None
+        self.grad_head: Tensor | None = None
+
+    def collect_gradients(self, head: Tensor, *, hidden: bool, of_head: bool) -> None:
+        if hidden:
+            self.grad_hidden = torch.empty_like(self._hidden)
+        if of_head:
+            self.grad_head = torch.zeros_like(head, dtype=self.dtype)
+
+    def slices(self) -> list[slice]:
+        return [slice(i, i + self._job.chunk_size) for i in range(0, len(self._hidden), self._job.chunk_size)]
+
+    def terms(self, chunk: slice, weights: Tensor | None) -> RowTerms:
+        """Values of one chunk. With weights [n], its gradients are added to the sums."""
+        job = self._job
+        hidden = self._hidden[chunk]
+        tokens = None if job.tokens is None else _rows_of(job.tokens, chunk, self.dtype)
+        teacher = self._teacher_terms(chunk, None if tokens is None else tokens.target_ids)
+        logits = self._logits(hidden, self._rows, "student")
+        slope = None
+        if weights is not None and job.transform.softcap is not None:
+            slope = self._buffers.get("transform", len(hidden))
+        transform_logits(logits, job.transform, slope)
+        terms = token_terms(logits, teacher, tokens, weights, options=job.options, buffers=self._buffers)
+        if terms.gradient is not None:
+            transform_gradient(terms.gradient, job.transform, slope)
+            self._add(chunk, hidden, terms.gradient)
+        return terms
+
+    def _add(self, chunk: slice, hidden: Tensor, gradient: Tensor) -> None:
+        if self.grad_hidden is not None:
+            self.grad_hidden[chunk] = product(gradient, self._rows).to(self.grad_hidden.dtype)
+        if self.grad_head is not None:
+            add_product(self.grad_head[: self._job.vocab_size], gradient.T, hidden)
+
+    def _teacher_terms(self, chunk: slice, target_ids: Tensor | None) -> TeacherRows:
+        job, teacher = self._job, self._teacher
+        if isinstance(teacher, TopKTeacher):
+            return teacher_from_top_k(
+                teacher, chunk, options=job.options.divergence, vocab_size=job.vocab_size, dtype=self.dtype
+            )
+        if teacher is None:
+            return TeacherRows()
+        logits = self._logits(teacher.hidden[chunk], self._teacher_rows, "teacher")
+        transform_logits(logits, teacher.transform)
+        return teacher_from_logits(logits, target_ids, options=job.options, buffers=self._buffers)
+
+    def _logits(self, hidden: Tensor, rows: Tensor, name: str) -> Tensor:
+        return product(hidden, rows.T, out=self._buffers.get(name, len(hidden))).to(self.dtype)
 
 
 class _ChunkedDivergence(torch.autograd.Function):
@@ -88,112 +247,97 @@ class _ChunkedDivergence(torch.autograd.Function):
         student_head: Tensor,
         teacher_hidden: Tensor,
         teacher_head: Tensor,
-        vocab: int,
-        chunk_size: int,
-        options: DivergenceOptions,
+        job: _Job,
     ) -> Tensor:
         ctx.save_for_backward(student_hidden, student_head, teacher_hidden, teacher_head)
-        ctx.fixed = (vocab, chunk_size, options)  # type: ignore[attr-defined]
-        dtype = _compute_dtype(student_hidden, student_head, teacher_hidden, teacher_head)
-        values = torch.empty(len(student_hidden), dtype=dtype, device=student_hidden.device)
-        student_rows = _matmul_ready(student_head[:vocab], student_hidden)
-        teacher_rows = _matmul_ready(teacher_head[:vocab], teacher_hidden)
-        for start in range(0, len(student_hidden), chunk_size):
-            chunk = slice(start, start + chunk_size)
-            values[chunk] = divergence_from_logits(
-                _product(student_hidden[chunk], student_rows.T),
-                _product(teacher_hidden[chunk], teacher_rows.T),
-                options=options,
-            )
+        ctx.job = job  # type: ignore[attr-defined]
+        walk = _Chunks(
+            job, student_hidden, student_head, HiddenTeacher(hidden=teacher_hidden, head=teacher_head)
+        )
+        values = torch.empty(len(student_hidden), dtype=walk.dtype, device=student_hidden.device)
+        for chunk in walk.slices():
+            values[chunk] = walk.terms(chunk, None).values
         return values
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad_values: Tensor) -> tuple[Tensor | None, ...]:
         student_hidden, student_head, teacher_hidden, teacher_head = ctx.saved_tensors  # type: ignore[attr-defined]
-        vocab, chunk_size, options = ctx.fixed  # type: ignore[attr-defined]
         needs_hidden, needs_head = ctx.needs_input_grad[:2]  # type: ignore[attr-defined]
-        student_rows = _matmul_ready(student_head[:vocab], student_hidden)
-        teacher_rows = _matmul_ready(teacher_head[:vocab], teacher_hidden)
-        grad_hidden = torch.empty_like(student_hidden) if needs_hidden else None
-        grad_head = torch.zeros_like(student_head, dtype=grad_values.dtype) if needs_head else None
-        for start in range(0, len(student_hidden), chunk_size):
-            chunk = slice(start, start + chunk_size)
-            hidden = student_hidden[chunk]
-            grad_logits = _logits_gradient(
-                _product(hidden, student_rows.T),
-                _product(teacher_hidden[chunk], teacher_rows.T),
-                grad_values[chunk],
-                options,
-            )
-            if grad_hidden is not None:
-                grad_hidden[chunk] = _product(grad_logits, student_rows).to(grad_hidden.dtype)
-            if grad_head is not None:
-                _add_product(grad_head[:vocab], grad_logits.T, hidden)
+        teacher = HiddenTeacher(hidden=teacher_hidden, head=teacher_head)
+        walk = _Chunks(ctx.job, student_hidden, student_head, teacher)  # type: ignore[attr-defined]
+        walk.collect_gradients(student_head, hidden=needs_hidden, of_head=needs_head)
+        for chunk in walk.slices():
+            walk.terms(chunk, grad_values[chunk])
+        grad_head = None if walk.grad_head is None else walk.grad_head.to(student_head.dtype)
+        return walk.grad_hidden, grad_head, None, None, None
+
+
+class _Objective(torch.autograd.Function):
+    """Saves the two gradients, and neither head: ZeRO-3 may release one after the forward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, student_hidden: Tensor, student_head: Tensor, job: _Job
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        needs_hidden, needs_head = (job.makes_gradients and needed for needed in ctx.needs_input_grad[:2])  # type: ignore[attr-defined]
+        tokens = job.tokens
+        assert tokens is not None
+        walk = _Chunks(job, student_hidden, student_head, job.teacher)
+        walk.collect_gradients(student_head, hidden=needs_hidden, of_head=needs_head)
+        weights = tokens.weights.to(walk.dtype)
+        values, logprobs = torch.empty_like(weights), torch.empty_like(weights)
+        for chunk in walk.slices():
+            terms = walk.terms(chunk, weights[chunk] if needs_hidden or needs_head else None)
+            values[chunk] = terms.values
+            assert terms.target_logprobs is not None
+            logprobs[chunk] = terms.target_logprobs
+        ctx.save_for_backward(walk.grad_hidden, walk.grad_head)  # type: ignore[arg-type]
+        ctx.head_dtype = student_head.dtype  # type: ignore[attr-defined]
+        ctx.mark_non_differentiable(values, logprobs)
+        # A token of weight 0 adds nothing, also if its divergence is infinite.
+        return torch.where(weights == 0, 0.0, weights * values).sum(), values, logprobs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        grad_hidden, grad_head = ctx.saved_tensors  # type: ignore[attr-defined]
+        if grad_loss != 1:
+            grad_hidden = None if grad_hidden is None else (grad_hidden * grad_loss).to(grad_hidden.dtype)
+            grad_head = None if grad_head is None else grad_head * grad_loss
         if grad_head is not None:
-            grad_head = grad_head.to(student_head.dtype)
-        return grad_hidden, grad_head, None, None, None, None, None
+            grad_head = grad_head.to(ctx.head_dtype)  # type: ignore[attr-defined]
+        return grad_hidden, grad_head, None
 
 
-def _logits_gradient(
-    student_logits: Tensor, teacher_logits: Tensor, grad_values: Tensor, options: DivergenceOptions
-) -> Tensor:
-    """Gradient of sum(grad_values * divergence) to the student's logits of one chunk."""
-    # The formula lives in one place: autograd differentiates the same function that forward used.
-    with torch.enable_grad():
-        leaf = student_logits.detach().requires_grad_()
-        values = divergence_from_logits(leaf, teacher_logits, options=options)
-        (gradient,) = torch.autograd.grad(values, leaf, grad_values)
-    return gradient
+def _rows_of(tokens: TokenBatch, chunk: slice, dtype: torch.dtype) -> TokenBatch:
+    def cut(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor[chunk].to(dtype)
 
-
-def _compute_dtype(*tensors: Tensor) -> torch.dtype:
-    dtype = torch.float32
-    for tensor in tensors:
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    return dtype
-
-
-def _matmul_ready(rows: Tensor, hidden: Tensor) -> Tensor:
-    """`rows` in the format that `_product` multiplies `hidden` by, converted once for all chunks."""
-    dtype = torch.promote_types(rows.dtype, hidden.dtype)
-    if rows.is_cuda:
-        return rows.to(dtype)
-    return rows.to(torch.promote_types(dtype, torch.float32))
-
-
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """`left @ right` in float32 (float64 if `right` is), never rounded to 16 bits."""
-    if right.is_cuda and right.dtype in (torch.bfloat16, torch.float16):
-        return torch.mm(left.to(right.dtype), right, out_dtype=torch.float32)
-    return left.to(right.dtype) @ right
-
-
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """`total += left @ right` in place, in the format of `total`."""
-    if right.is_cuda and right.dtype in (torch.bfloat16, torch.float16):
-        total += _product(left, right)
-    else:
-        total.addmm_(left.to(total.dtype), right.to(total.dtype))
-
-
-def _require_shapes(
-    student_hidden: Tensor, student_head: Tensor, teacher_hidden: Tensor, teacher_head: Tensor
-) -> None:
-    shapes = {
-        "student_hidden": tuple(student_hidden.shape),
-        "student_head": tuple(student_head.shape),
-        "teacher_hidden": tuple(teacher_hidden.shape),
-        "teacher_head": tuple(teacher_head.shape),
-    }
-    agree = (
-        all(len(shape) == 2 for shape in shapes.values())
-        and shapes["student_hidden"][0] == shapes["teacher_hidden"][0]
-        and shapes["student_hidden"][1] == shapes["student_head"][1]
-        and shapes["teacher_hidden"][1] == shapes["teacher_head"][1]
+    return TokenBatch(
+        target_ids=tokens.target_ids[chunk],
+        weights=tokens.weights[chunk],
+        rollout_logprobs=cut(tokens.rollout_logprobs),
+        advantages=cut(tokens.advantages),
     )
+
+
+def _require_shapes(where: str, hidden: Tensor, head: Tensor, teacher: HiddenTeacher | None) -> None:
+    shapes = {"student_hidden": tuple(hidden.shape), "student_head": tuple(head.shape)}
+    if teacher is not None:
+        shapes |= {"teacher_hidden": tuple(teacher.hidden.shape), "teacher_head": tuple(teacher.head.shape)}
+    agree = all(len(shape) == 2 for shape in shapes.values()) and hidden.shape[1] == head.shape[1]
+    if agree and teacher is not None:
+        agree = len(teacher.hidden) == len(hidden) and teacher.hidden.shape[1] == teacher.head.shape[1]
     if not agree:
-        raise ValueError(f"chunked_token_divergence: got {shapes}; expected [N, D], [V, D], [N, Dt], [V, Dt]")
+        expected = "[N, D], [V, D]" + (", [N, Dt], [V, Dt]" if teacher is not None else "")
+        raise ValueError(f"{where}: got {shapes}; expected {expected}")
+
+
+def _chunk_size(chunk_size: int) -> int:
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size: got {chunk_size}; expected 1 or more")
+    return chunk_size
 
 
 def _vocab_size(student_rows: int, teacher_rows: int, vocab_size: int | None) -> int:
