@@ -70,7 +70,9 @@ def deepspeed_config(config: LearnerConfig) -> dict[str, object]:
             # There is one stream on a CPU.
             "overlap_comm": config.device is Device.CUDA,
         },
-        "bf16": {"enabled": config.dtype is DType.BFLOAT16},
+        # It would turn float32 adapters into bfloat16 too. Without it DeepSpeed leaves each weight in
+        # its format, and the optimizer sees float32 alone, since the bfloat16 ones are frozen.
+        "bf16": {"enabled": config.dtype is DType.BFLOAT16 and config.lora.rank == 0},
         # Micro-batches are summed in float32 also where the weights are bfloat16.
         "data_types": {"grad_accum_dtype": "fp32"},
         "steps_per_print": 1_000_000_000,

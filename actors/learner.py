@@ -21,27 +21,32 @@ import torch.distributed as dist
 from torch import Tensor
 
 from actors.environment_deepspeed import deepspeed_config, set_learner_environment, skip_shared_memory_op
-from actors.learner_weights import GATHER_BUCKET_BYTES, gathered_weights, manifest_of
+from actors.learner_senders import WeightSenders, Which
+from actors.learner_state import load_engine, load_random, save_engine, save_random
+from actors.learner_weights import GATHER_BUCKET_BYTES, gathered, gathered_weights, manifest_of
 from actors.weight_transfer_group import listen_on
-from trd_ray.batching import collate
-from trd_ray.choices import Device, Divergence
-from trd_ray.config import LearnerConfig
-from trd_ray.errors import CheckpointError, describe
+from trd_ray.choices import Device, ScoreMethod
+from trd_ray.collate import TokenWeights
+from trd_ray.config import LearnerConfig, MethodConfig
 from trd_ray.learner_checkpoint import (
+    ADAPTER_FOLDER,
     HF_FOLDER,
     CheckpointHeader,
     begin,
     commit,
+    lora_words,
+    moving_teacher,
     partial_folder,
     read_header,
     save_hf,
 )
+from trd_ray.models import torch_dtype
+from trd_ray.teacher_side import LearnerTeacher, micro_batch_loss
 from trd_ray.training import (
     DistillModule,
     learning_rate,
     load_distill_module,
     make_optimizer,
-    micro_batch_loss,
     require_finite,
     require_next_step,
 )
@@ -51,13 +56,10 @@ from trd_ray.weights import TensorSpec, WeightManifest, checksum_named
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine  # type: ignore[import-untyped]
 
-    from actors.weight_transfer import Receiver, WeightEndpoint, WeightSender
+    from actors.weight_transfer import Receiver, WeightEndpoint
 
 logger = logging.getLogger(__name__)
 Sent = TypeVar("Sent")
-
-_DEEPSPEED_FOLDER = "deepspeed"
-_TAG = "state"
 
 
 class LearnerRank:
@@ -67,9 +69,10 @@ class LearnerRank:
         self,
         config: LearnerConfig,
         *,
+        method: MethodConfig,
+        score: ScoreMethod,
         student: Path,
         teacher: Path,
-        divergence: Divergence,
         rank: int,
         world_size: int,
         num_steps: int,
@@ -78,8 +81,9 @@ class LearnerRank:
     ) -> None:
         """
         Args:
+            score: how the teacher scores; with `learner` each rank runs it itself.
             student: folder of the model that is trained.
-            teacher: folder whose output head turns the teacher's hidden states into logits.
+            teacher: folder of the teacher at step 0; read only if the learner computes with it.
             world_size: number of ranks.
             num_steps: optimizer steps of the run, for the learning-rate schedule.
             timeout_s: longest wait in a collective for another rank.
@@ -87,7 +91,8 @@ class LearnerRank:
         self._config = config
         self._student = student
         self._teacher = teacher
-        self._divergence = divergence
+        self._method = method
+        self._score = score
         self._rank = rank
         self._world_size = world_size
         self._num_steps = num_steps
@@ -96,9 +101,9 @@ class LearnerRank:
         self._policy_version = 0
         self._engine: DeepSpeedEngine
         self._module: DistillModule
-        self._teacher_head: Tensor
+        self._teacher_side: LearnerTeacher
         self._device: torch.device
-        self._sender: WeightSender | None = None
+        self._senders = WeightSenders()
         self._listener: socket.socket | None = None
 
     def find_master(self, host: str = "") -> tuple[str, int]:
@@ -119,6 +124,7 @@ class LearnerRank:
 
         Raises:
             ModelError: a model folder cannot be used, or the tokenizers differ.
+            ConfigError: the adapters do not fit the student.
         """
         config = self._config
         set_learner_environment(
@@ -134,13 +140,16 @@ class LearnerRank:
             torch.set_num_threads(config.threads)
         torch.manual_seed(self._seed)
         # Before any rank waits for another: a model that cannot be used fails at once, everywhere.
-        module, teacher_head = load_distill_module(
+        module = load_distill_module(
             config,
+            method=self._method,
+            score=self._score,
             student=self._student,
             teacher=self._teacher,
-            divergence=self._divergence,
             dtype=config.dtype,
         )
+        self._device = torch.device(config.device.value)
+        self._teacher_side = self._load_teacher()
         import deepspeed
 
         if on_cpu:
@@ -150,12 +159,23 @@ class LearnerRank:
             self._join_group(backend, master_address, master_port)
         # Finds the group that is there, and uses it.
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
-        self._device = torch.device(config.device.value)
         self._module = module
-        self._teacher_head = teacher_head.to(self._device)
         self._engine = deepspeed.initialize(
             model=module, optimizer=make_optimizer(module, config.optimizer), config=deepspeed_config(config)
         )[0]
+
+    def _load_teacher(self) -> LearnerTeacher:
+        return LearnerTeacher(
+            method=self._method,
+            score=self._score,
+            lora=self._config.lora,
+            student=self._student,
+            teacher=self._teacher,
+            dtype=torch_dtype(self._config.dtype),
+            device=self._device,
+            # One copy is enough where it is only sent to the teachers' engines.
+            keeps_moving=self._rank == 0,
+        )
 
     def _join_group(self, backend: str, master_address: str, master_port: int) -> None:
         """Meet the other ranks; the store's server, on rank 0, listens on the master address alone."""
@@ -187,39 +207,39 @@ class LearnerRank:
         require_next_step(batch.learner_step, policy_version=self._policy_version)
         rate = learning_rate(batch.learner_step, self._config.optimizer, num_steps=self._num_steps)
         self._engine.train()
-        losses = self._gather(self._accumulate(batch))
-        for rank, loss in enumerate(losses):
+        shares = self._gather(*self._accumulate(batch))
+        for rank, (loss, _) in enumerate(shares):
             require_finite(loss, "loss", learner_step=batch.learner_step, rank=rank)
         grad_norm = self._update(rate, learner_step=batch.learner_step)
+        self._teacher_side.follow(self._weights(), learner_step=batch.learner_step)
         self._policy_version = batch.learner_step
         return LearnerStep(
             learner_step=batch.learner_step,
             policy_version=self._policy_version,
-            loss=sum(losses),
+            loss=sum(loss for loss, _ in shares),
             grad_norm=grad_norm,
             learning_rate=rate,
             num_loss_tokens=batch.num_loss_tokens,
-            student_logprob_mean=None,
+            student_logprob_mean=sum(logprobs for _, logprobs in shares) / batch.num_trajectories,
             learn_s=time.perf_counter() - start,
         )
 
-    def _accumulate(self, batch: TrainingBatch) -> float:
-        """Forward and backward of this rank's micro-batches; returns its share of the loss."""
+    def _accumulate(self, batch: TrainingBatch) -> tuple[float, float]:
+        """Forward and backward of this rank's micro-batches; returns its share of the loss, and the sum
+        of its samples' mean student logprobs."""
         micro_batches = batch.micro_batches[self._rank]
-        total = 0.0
+        weights = TokenWeights.of(batch, self._method.normalization)
+        total = logprobs = 0.0
         for index, micro_batch in enumerate(micro_batches):
-            tensors = collate(micro_batch, pad_id=0, hidden_width=self._teacher_head.shape[1]).to(
-                self._device
-            )
+            tensors = self._teacher_side.collate(micro_batch, weights).to(self._device)
             # DeepSpeed counts to a fixed number of micro-batches unless it is told which is the last.
             self._engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
-            loss = micro_batch_loss(
-                self._engine, tensors, teacher_head=self._teacher_head, num_loss_tokens=batch.num_loss_tokens
-            )
+            loss, summed = micro_batch_loss(self._engine, tensors, self._teacher_side)
             # DeepSpeed averages over ranks; the loss is a sum over them.
             self._engine.backward(loss * self._world_size)
             total += loss.item()
-        return total
+            logprobs += summed.item()
+        return total, logprobs
 
     def _update(self, rate: float, *, learner_step: int) -> float:
         """Clip and apply the gradients; returns their norm before clipping."""
@@ -233,32 +253,46 @@ class LearnerRank:
         require_finite(grad_norm, "gradient norm", learner_step=learner_step, rank=self._rank)
         return grad_norm
 
-    def _gather(self, value: float) -> list[float]:
-        """`value` of each rank. A sum in rank order is the same number everywhere."""
-        mine = torch.tensor([value], dtype=torch.float64, device=self._device)
+    def _gather(self, *values: float) -> list[tuple[float, ...]]:
+        """`values` of each rank. A sum in rank order is the same number everywhere."""
+        mine = torch.tensor(values, dtype=torch.float64, device=self._device)
         parts = [torch.empty_like(mine) for _ in range(self._world_size)]
         dist.all_gather(parts, mine)
-        return [part.item() for part in parts]
+        return [tuple(part.tolist()) for part in parts]
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint, and the student in `folder/hf`. Collective; all ranks see `folder`.
 
         The DeepSpeed part holds the exact float32 weights and optimizer states. `hf` holds the
-        weights in the learner's dtype, so that nothing is lost there either.
+        weights in the learner's dtype, so that nothing is lost there either; with adapters, merged,
+        and the adapters themselves are in `folder/adapter`. A teacher that moves is in a file of its own.
         """
         if self._rank == 0:
             begin(folder)
         dist.barrier()
         partial = partial_folder(folder)
-        self._engine.save_checkpoint(str(partial / _DEEPSPEED_FOLDER), tag=_TAG, save_latest=False)
-        torch.save(self._random_state(), partial / f"random_rank_{self._rank}.pt")
+        save_engine(self._engine, partial)
+        save_random(partial, rank=self._rank, device=self._device)
         weights = self.send_weights(lambda named: {name: tensor.cpu().clone() for name, tensor in named})
         if weights is not None:
             save_hf(self._module.model, partial / HF_FOLDER, tokenizer_from=self._student, state_dict=weights)
+        self._save_adapters(partial)
+        if self._rank == 0:
+            self._teacher_side.save(partial)
         dist.barrier()
         if self._rank == 0:
             commit(folder, self._header())
         dist.barrier()
+
+    def _save_adapters(self, partial: Path) -> None:
+        adapters = self._module.adapters
+        if adapters is None:
+            return
+        named = dict(adapters.named())
+        with gathered(list(named.values()), zero_stage=self._config.zero_stage):
+            if self._rank == 0:
+                whole = {name: parameter.detach().cpu().clone() for name, parameter in named.items()}
+                adapters.save(partial / ADAPTER_FOLDER, whole)
 
     def load(self, folder: Path) -> int:
         """Restore what `save` wrote, in a group that has not trained yet. Collective.
@@ -267,24 +301,13 @@ class LearnerRank:
             The policy version.
 
         Raises:
-            CheckpointError: missing, torn, or of another stage, number of ranks or model.
+            CheckpointError: missing, torn, or of another stage, number of ranks, model, adapters or
+                kind of teacher.
         """
         header = read_header(folder, expected=self._header())
-        path, _ = self._engine.load_checkpoint(str(folder / _DEEPSPEED_FOLDER), tag=_TAG)
-        if path is None:
-            raise CheckpointError(
-                describe(
-                    "DeepSpeed's part of the checkpoint is missing",
-                    where=str(folder / _DEEPSPEED_FOLDER),
-                    got=f"nothing that rank {self._rank} can read",
-                    expected=f"one file a rank under {_TAG}/",
-                    remedy="resume from another checkpoint",
-                )
-            )
-        state = torch.load(folder / f"random_rank_{self._rank}.pt", weights_only=True)
-        torch.set_rng_state(state["cpu"])
-        if self._device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda"])
+        load_engine(self._engine, folder, rank=self._rank)
+        self._teacher_side.restore(folder, version=header.teacher_version)
+        load_random(folder, rank=self._rank, device=self._device)
         self._policy_version = header.policy_version
         return header.policy_version
 
@@ -318,9 +341,7 @@ class LearnerRank:
         Returns:
             What `send` returned, on rank 0; None elsewhere.
         """
-        named = gathered_weights(
-            self._module.model, zero_stage=self._config.zero_stage, bucket_bytes=bucket_bytes
-        )
+        named = self._weights(bucket_bytes)
         try:
             return send(named) if self._rank == 0 else None
         finally:
@@ -328,8 +349,14 @@ class LearnerRank:
             for _ in named:
                 pass
 
+    def _weights(self, bucket_bytes: int = GATHER_BUCKET_BYTES) -> Iterator[tuple[str, Tensor]]:
+        return gathered_weights(
+            self._module.model, zero_stage=self._config.zero_stage, bucket_bytes=bucket_bytes
+        )
+
     def listen_for_receivers(
         self,
+        which: str,
         receivers: Sequence[Receiver],
         *,
         backend: str,
@@ -337,32 +364,49 @@ class LearnerRank:
         bucket_bytes: int,
         timeout_s: float,
     ) -> tuple[WeightEndpoint, ...]:
-        """On rank 0: make a weight sender; returns where each receiver connects."""
-        from actors.weight_transfer import WeightSender
+        """On rank 0: make the sender of a group; returns where each receiver connects.
 
-        if self._sender is not None:
-            self._sender.close()
-        self._sender = WeightSender(
-            backend=backend, address=address, bucket_bytes=bucket_bytes, timeout_s=timeout_s
+        Args:
+            which: `student` for generators, `teacher` for teachers.
+        """
+        return self._senders.listen(
+            Which(which),
+            receivers,
+            backend=backend,
+            address=address,
+            bucket_bytes=bucket_bytes,
+            timeout_s=timeout_s,
         )
-        return self._sender.listen(receivers)
 
-    def connect_receivers(self) -> None:
+    def connect_receivers(self, which: str) -> None:
         """On rank 0: wait until all receivers have joined, which they do at the same time."""
-        self._require_sender().open()
+        self._senders.get(Which(which)).open()
 
-    def push_weights(self, dtype: str) -> SyncReport | None:
-        """Send the current weights to all receivers; the report comes from rank 0. Collective.
+    def push_weights(self, which: str, dtype: str) -> SyncReport | None:
+        """Send the current weights to all receivers of a group; the report comes from rank 0.
+
+        Collective for the `student`. The `teacher` is whole on rank 0, where alone this is called for it;
+        its report holds the teacher's version.
 
         Raises:
             ActorTimeoutError, WeightSyncError: see `WeightSender.send`.
         """
         manifest = self.manifest(dtype)
+        if Which(which) is Which.TEACHER:
+            copy = self._teacher_side.copy
+            if copy is None:
+                raise RuntimeError("push_weights: rank 0 holds no teacher; its weights do not move")
+            sender = self._senders.get(Which.TEACHER)
+            return sender.send(copy.named_weights(), manifest, self.teacher_version())
 
         def send(named: Iterator[tuple[str, Tensor]]) -> SyncReport:
-            return self._require_sender().send(named, manifest, self._policy_version)
+            return self._senders.get(Which.STUDENT).send(named, manifest, self._policy_version)
 
         return self.send_weights(send)
+
+    def teacher_version(self) -> int:
+        """Completed optimizer steps in the teacher's weights; 0 as long as they are the first ones."""
+        return self._teacher_side.version
 
     def probe_logprobs(self, prompt_ids: IntArray, token_ids: IntArray) -> FloatArray:
         """[T] student_logprobs of `token_ids` [T] after `prompt_ids` [P]. Collective."""
@@ -370,22 +414,9 @@ class LearnerRank:
 
     def close(self) -> None:
         """Leave the group; safe to call again."""
-        if self._sender is not None:
-            self._sender.close()
-            self._sender = None
+        self._senders.close()
         if dist.is_initialized():
             dist.destroy_process_group()
-
-    def _require_sender(self) -> WeightSender:
-        if self._sender is None:
-            raise RuntimeError("LearnerRank: call listen_for_receivers on rank 0 before weights are pushed")
-        return self._sender
-
-    def _random_state(self) -> dict[str, Tensor]:
-        state = {"cpu": torch.get_rng_state()}
-        if self._device.type == "cuda":
-            state["cuda"] = torch.cuda.get_rng_state()
-        return state
 
     def _header(self) -> CheckpointHeader:
         return CheckpointHeader(
@@ -395,6 +426,9 @@ class LearnerRank:
             zero_stage=self._config.zero_stage,
             dtype=self._config.dtype.value,
             num_parameters=self.manifest(self._config.dtype.value).num_parameters,
+            lora=lora_words(self._config.lora),
+            moving_teacher=moving_teacher(self._method),
+            teacher_version=self._teacher_side.version,
         )
 
 

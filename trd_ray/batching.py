@@ -1,50 +1,31 @@
-"""From samples to one optimizer step: split over ranks, packed into micro-batches, collated.
+"""From samples to one optimizer step: split over ranks and packed into micro-batches.
 
 Pure and deterministic: the same samples in the same order give the same batch. What is left of
-order after packing does not matter to the loss, which is a sum over tokens.
+order after packing does not matter to the loss, which is a sum over tokens. `collate.py` makes
+tensors of a micro-batch.
 
-Axis letters: B sequences, L padded length, N loss tokens, Dt teacher width.
+Axis letters: B sequences, L padded length, T response tokens, Dt teacher width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from trd_ray.types import IntArray, TeacherHidden, TrainingBatch, TrainingSample
+from trd_ray.types import (
+    DeferredTarget,
+    IntArray,
+    TeacherHidden,
+    TopKTargets,
+    TrainingBatch,
+    TrainingSample,
+)
 
 MicroBatch = tuple[TrainingSample, ...]
-_Int64Array = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MicroBatchTensors:
-    """One micro-batch, padded on the right."""
-
-    input_ids: Tensor
-    """[B, L] int64. The last response token of a sequence is left out: it predicts nothing."""
-    attention_mask: Tensor
-    """[B, L] int64, 1 for a token and 0 for padding; from lengths, never from ids."""
-    positions: Tensor
-    """[N] int64 into the flattened [B * L]: those whose output predicts a response token."""
-    target_ids: Tensor
-    """[N] int64 response tokens that they predict."""
-    teacher_hidden: Tensor
-    """[N, Dt] float32, or bfloat16 if all samples came in it."""
-
-    def to(self, device: torch.device) -> MicroBatchTensors:
-        return MicroBatchTensors(
-            input_ids=self.input_ids.to(device),
-            attention_mask=self.attention_mask.to(device),
-            positions=self.positions.to(device),
-            target_ids=self.target_ids.to(device),
-            teacher_hidden=self.teacher_hidden.to(device),
-        )
 
 
 def make_training_batch(
@@ -61,13 +42,14 @@ def make_training_batch(
         micro_batch_tokens: most tokens of a micro-batch, padding included.
 
     Raises:
-        ValueError: no samples; a sample without prompt or response, or whose hidden states do not
-            match its response.
+        ValueError: no samples; a sample without prompt or response, or without context for a teacher
+            that the learner runs; targets of more than one kind.
     """
     if not samples:
         raise ValueError("make_training_batch: got no samples; expected at least one")
     for index, sample in enumerate(samples):
         _require_whole(sample, index)
+    _require_one_kind(samples)
     packed = [
         pack(share, micro_batch_tokens=micro_batch_tokens) for share in split(samples, num_ranks=num_ranks)
     ]
@@ -93,10 +75,11 @@ def split(samples: Sequence[TrainingSample], *, num_ranks: int) -> tuple[MicroBa
         raise ValueError(f"num_ranks: got {num_ranks}; expected 1 or more")
     shares: list[list[TrainingSample]] = [[] for _ in range(num_ranks)]
     loads = [0] * num_ranks
-    for index in _longest_first([sample.num_tokens for sample in samples]):
+    lengths = [longest_pass(sample) for sample in samples]
+    for index in _longest_first(lengths):
         rank = loads.index(min(loads))
         shares[rank].append(samples[index])
-        loads[rank] += samples[index].num_tokens
+        loads[rank] += lengths[index]
     return tuple(tuple(share) for share in shares)
 
 
@@ -109,8 +92,18 @@ def pack(samples: Sequence[TrainingSample], *, micro_batch_tokens: int) -> tuple
     Raises:
         ValueError: `micro_batch_tokens` below 1.
     """
-    groups = pack_lengths([sample.num_tokens for sample in samples], budget=micro_batch_tokens)
+    groups = pack_lengths([longest_pass(sample) for sample in samples], budget=micro_batch_tokens)
     return tuple(tuple(samples[index] for index in group) for group in groups)
+
+
+def longest_pass(sample: TrainingSample) -> int:
+    """Tokens of the longest sequence that the learner computes for a sample.
+
+    That of the teacher, if the learner runs it too: its context may be longer than the prompt.
+    """
+    if isinstance(sample.target, DeferredTarget):
+        return max(sample.num_tokens, len(sample.target.context_ids) + len(sample.response_ids))
+    return sample.num_tokens
 
 
 def pack_lengths(lengths: Sequence[int], *, budget: int) -> tuple[tuple[int, ...], ...]:
@@ -150,36 +143,6 @@ def part_for_rank(batch: TrainingBatch, *, rank: int) -> TrainingBatch:
     )
 
 
-def collate(micro_batch: MicroBatch, *, pad_id: int, hidden_width: int) -> MicroBatchTensors:
-    """Pad a micro-batch into tensors.
-
-    An empty one becomes one padding token without loss tokens, so that the model still runs and
-    every rank makes the same collective calls.
-
-    Args:
-        pad_id: fills the padding; any id, since masks come from lengths.
-        hidden_width: Dt, the teacher's width.
-
-    Raises:
-        ValueError: hidden states of another width.
-    """
-    inputs = [np.concatenate([sample.prompt_ids, sample.response_ids[:-1]]) for sample in micro_batch]
-    input_ids, attention_mask = pad_right(inputs or [np.array([pad_id], dtype=np.int32)], pad_id=pad_id)
-    width = input_ids.shape[1]
-    positions = [
-        row * width + np.arange(len(sample.prompt_ids) - 1, sample.num_tokens - 1, dtype=np.int64)
-        for row, sample in enumerate(micro_batch)
-    ]
-    targets = [sample.response_ids.astype(np.int64) for sample in micro_batch]
-    return MicroBatchTensors(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        positions=torch.from_numpy(_concatenate(positions)),
-        target_ids=torch.from_numpy(_concatenate(targets)),
-        teacher_hidden=_stack_hidden([_hidden(sample) for sample in micro_batch], width=hidden_width),
-    )
-
-
 def pad_right(sequences: Sequence[IntArray], *, pad_id: int) -> tuple[Tensor, Tensor]:
     """input_ids [B, L] and attention_mask [B, L], int64, of token sequences of any length."""
     lengths = np.array([len(sequence) for sequence in sequences])
@@ -210,31 +173,9 @@ def encode_hidden(hidden: Tensor) -> TeacherHidden:
     raise ValueError(f"encode_hidden: got {hidden.dtype}; expected torch.float32 or torch.bfloat16")
 
 
-def _concatenate(arrays: list[_Int64Array]) -> _Int64Array:
-    return np.concatenate(arrays) if arrays else np.zeros(0, dtype=np.int64)
-
-
-def _stack_hidden(hidden: Sequence[TeacherHidden], *, width: int) -> Tensor:
-    for item in hidden:
-        if item.hidden.shape[1] != width:
-            raise ValueError(
-                f"collate: teacher hidden states have width {item.hidden.shape[1]}; "
-                f"expected the teacher's, {width}"
-            )
-    if not hidden:
-        return torch.zeros(0, width)
-    return torch.cat([decode_hidden(item) for item in hidden])
-
-
 def _longest_first(lengths: Sequence[int]) -> list[int]:
     # Python's sort is stable: equal lengths keep their order.
     return sorted(range(len(lengths)), key=lambda index: -lengths[index])
-
-
-def _hidden(sample: TrainingSample) -> TeacherHidden:
-    if not isinstance(sample.target, TeacherHidden):
-        raise ValueError(f"collate: got {type(sample.target).__name__}; expected TeacherHidden")
-    return sample.target
 
 
 def _require_whole(sample: TrainingSample, index: int) -> None:
@@ -243,3 +184,25 @@ def _require_whole(sample: TrainingSample, index: int) -> None:
             f"make_training_batch: sample {index} has {len(sample.prompt_ids)} prompt and "
             f"{len(sample.response_ids)} response tokens; expected at least one of each"
         )
+    if isinstance(sample.target, DeferredTarget) and len(sample.target.context_ids) == 0:
+        raise ValueError(
+            f"make_training_batch: sample {index} has 0 teacher context tokens; expected at least one"
+        )
+
+
+def _require_one_kind(samples: Sequence[TrainingSample]) -> None:
+    kinds = {target_words(sample) for sample in samples}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"make_training_batch: samples have targets of several kinds, {' and '.join(sorted(kinds))}; "
+            "expected one kind in a step"
+        )
+
+
+def target_words(sample: TrainingSample) -> str:
+    """The kind of a sample's target, for an error."""
+    if sample.target is None:
+        return "no target"
+    if isinstance(sample.target, TopKTargets):
+        return f"TopKTargets of K = {sample.target.topk_ids.shape[1]}"
+    return type(sample.target).__name__

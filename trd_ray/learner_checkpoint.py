@@ -16,11 +16,13 @@ from pathlib import Path
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from trd_ray.config import LoraConfig, MethodConfig
 from trd_ray.errors import CheckpointError, describe
 from trd_ray.models import load_tokenizer
 
 HEADER_FILE = "learner.json"
 HF_FOLDER = "hf"
+ADAPTER_FOLDER = "adapter"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +37,23 @@ class CheckpointHeader:
     zero_stage: int
     dtype: str
     num_parameters: int
+    """Of the student, without adapters."""
+    lora: str = ""
+    """The adapters that are trained; empty if there are none."""
+    moving_teacher: str = ""
+    """`ema` or `periodic` if the checkpoint holds a teacher; empty if its weights do not move."""
+    teacher_version: int = 0
+    """Completed optimizer steps in the teacher's weights, if they move."""
+
+
+def lora_words(config: LoraConfig) -> str:
+    """What makes adapters loadable: their rank, scale and place."""
+    return f"rank {config.rank}, alpha {config.alpha}, {config.target}" if config.rank > 0 else ""
+
+
+def moving_teacher(method: MethodConfig) -> str:
+    """The kind of a teacher that a checkpoint holds."""
+    return method.teacher_weights.value if method.teacher_moves else ""
 
 
 def partial_folder(folder: Path) -> Path:
@@ -74,7 +93,7 @@ def commit(folder: Path, header: CheckpointHeader) -> None:
 def read_header(folder: Path, *, expected: CheckpointHeader) -> CheckpointHeader:
     """The header of a checkpoint that a learner described by `expected` can continue.
 
-    The policy version is the only thing that may differ: optimizer states are stored as they are
+    Only the versions may differ: optimizer states are stored as they are
     sharded, and another stage or number of ranks would shard them otherwise.
 
     Raises:
@@ -92,13 +111,13 @@ def read_header(folder: Path, *, expected: CheckpointHeader) -> CheckpointHeader
                      "resume from another checkpoint") from error  # fmt: skip
     for field in dataclasses.fields(CheckpointHeader):
         got, want = getattr(header, field.name), getattr(expected, field.name)
-        if field.name != "policy_version" and got != want:
+        if field.name not in ("policy_version", "teacher_version") and got != want:
             raise _error(
                 folder,
                 "The checkpoint belongs to another learner",
-                f"{field.name} = {got}",
-                f"{field.name} = {want}, as configured now",
-                f"resume with {field.name} = {got}, or start a new run with "
+                f"{field.name} = {got or 'none'}",
+                f"{field.name} = {want or 'none'}, as configured now",
+                f"resume with {field.name} = {got or 'none'}, or start a new run with "
                 f"student.model={folder / HF_FOLDER}",
             )
     return header

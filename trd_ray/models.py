@@ -16,12 +16,19 @@ from typing import cast
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from trd_ray.choices import DType
 from trd_ray.errors import ModelError, describe
 from trd_ray.hub import download, is_hub_name
+from trd_ray.losses.objective import LogitTransform
 from trd_ray.testbed.paths import models_path
 
 _TESTBED_PREFIX = "testbed:"
@@ -33,8 +40,16 @@ _HEAD_NAMES = ("lm_head.weight", "embed_out.weight")
 _EMBEDDING_NAMES = ("embed_tokens.weight", "embed_in.weight", "wte.weight", "word_embeddings.weight")
 _HEADER_LENGTH_BYTES = 8
 
-# A model that does more than `hidden @ head.T` to get its logits names it in its configuration.
-_LOGIT_TRANSFORMS = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
+# A model that does more than `hidden @ head.T` to get its logits names it in its configuration. What
+# a key means is the architecture's choice (`logits_scaling` divides in Granite and multiplies in
+# HyperCLOVA X), so it is understood for these architectures only, and refused elsewhere.
+_SOFTCAP_KEY = "final_logit_softcapping"
+_SCALE_KEYS = ("logits_scaling", "logit_scale", "lm_head_multiplier")
+_SOFTCAPPED = ("gemma2", "gemma3", "gemma3_text", "vaultgemma", "nanochat")
+_MULTIPLIED = {"cohere": "logit_scale", "cohere2": "logit_scale", "falcon_h1": "lm_head_multiplier"}
+_DIVIDED = dict.fromkeys(
+    ("granite", "granite_swa", "granitemoe", "granitemoehybrid", "granitemoeshared"), "logits_scaling"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,12 +150,11 @@ def load_student(path: Path, dtype: torch.dtype) -> PreTrainedModel:
     """The causal language model of a folder with its weights in `dtype`, in evaluation mode, on the CPU.
 
     Raises:
-        ModelError: the folder does not hold a model, or its logits are more than
-            hidden states times output head, which the divergence is computed from.
+        ModelError: the folder does not hold a model, or its logits are not made of final hidden
+            states in a way that `logit_transform` knows.
     """
-    config = _read_config(path)
     _weight_files(path)
-    _require_plain_head(config, path=path)
+    logit_transform(path)
     # A bar a rank would tear the run's own progress line apart.
     transformers_logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(
@@ -159,7 +173,7 @@ def load_output_head(path: Path, dtype: torch.dtype) -> Tensor:
         ModelError: the folder does not hold a model, or no head is found in it.
     """
     config = _read_config(path)
-    _require_plain_head(config, path=path)
+    logit_transform(path)
     names = {name: file for file in _weight_files(path) for name in _read_header(file)}
     heads = [name for name in names if name.endswith(_HEAD_NAMES)]
     embeddings = [name for name in names if name.endswith(_EMBEDDING_NAMES)]
@@ -175,6 +189,48 @@ def load_output_head(path: Path, dtype: torch.dtype) -> Tensor:
         )
     with safe_open(names[candidates[0]], framework="pt") as file:
         return cast(Tensor, file.get_tensor(candidates[0])).to(dtype)
+
+
+def logit_transform(path: Path) -> LogitTransform:
+    """What the model of a folder does with `hidden @ head.T` to get its logits.
+
+    Soft-capping is cap * tanh(logits / cap) (Gemma Team 2024, arXiv 2408.00118, section 2); scaling
+    multiplies (Cohere, Falcon-H1) or divides (Granite).
+
+    Raises:
+        ModelError: config.json asks for more than that, or in an architecture for which it is not
+            known what a key means.
+    """
+    config = _text_config(_read_config(path))
+    kind = str(config.get("model_type", ""))
+    scale, softcap = 1.0, None
+    for key in (_SOFTCAP_KEY, *_SCALE_KEYS):
+        known = (
+            kind in _SOFTCAPPED if key == _SOFTCAP_KEY else key in (_MULTIPLIED.get(kind), _DIVIDED.get(kind))
+        )
+        # Where the file says nothing, the architecture's default holds, which need not be 1.
+        value = (
+            config.get(key) if key in config or not known else getattr(AutoConfig.for_model(kind), key, None)
+        )
+        if value is None or (value == 1 and key != _SOFTCAP_KEY):
+            continue
+        if not known or not isinstance(value, int | float) or value <= 0:
+            raise _unknown_transform(path, key, value, kind)
+        if key == _SOFTCAP_KEY:
+            softcap = float(value)
+        else:
+            scale = float(value) if kind in _MULTIPLIED else 1.0 / value
+    return LogitTransform(scale=scale, softcap=softcap)
+
+
+def _unknown_transform(path: Path, key: str, value: object, kind: str) -> ModelError:
+    return _model_error(
+        path,
+        "Unsupported output head",
+        f"{key} = {value} in config.json of a {kind or 'nameless'} model",
+        "logits that are final hidden states times the output head, or a scale or soft cap of Gemma, "
+        "Cohere, Falcon-H1 or Granite",
+    )
 
 
 def shared_vocab_size(student: Path, teacher: Path) -> int:
@@ -243,18 +299,6 @@ def _text_config(config: Mapping[str, object]) -> Mapping[str, object]:
     """The part that describes the language model, in a model that also reads images."""
     nested = config.get("text_config")
     return cast("Mapping[str, object]", nested) if isinstance(nested, dict) else config
-
-
-def _require_plain_head(config: Mapping[str, object], *, path: Path) -> None:
-    for key in _LOGIT_TRANSFORMS:
-        value = _text_config(config).get(key)
-        if value is not None and value != 1:
-            raise _model_error(
-                path,
-                "Unsupported output head",
-                f"{key} = {value} in config.json",
-                "logits that are final hidden states times the output head",
-            )
 
 
 def _integer(config: Mapping[str, object], key: str, *, path: Path) -> int:

@@ -2,13 +2,13 @@
 
 Every learner runs `DistillModule` and differs only in who sums the gradients. The loss of a step is
 
-    L = 1 / num_loss_tokens * sum over all response tokens of all ranks and micro-batches of D_t
+    L = sum over all response tokens of all ranks and micro-batches of w_t D_t
 
-with D_t the per-token divergence of `trd_ray.losses`. The count is an argument, so that L does not
-depend on how the samples were split.
+with D_t the token's value in the objective of `trd_ray.losses` and w_t its weight, which
+`trd_ray.collate` takes from the counts of the whole step, so that L does not depend on how the samples
+were split.
 
-Axis letters: B sequences, L padded length, N loss tokens, T response tokens, V vocabulary,
-D student width, Dt teacher width.
+Axis letters: N loss tokens, P prompt tokens, T response tokens, D student width, Dt teacher width.
 """
 
 from __future__ import annotations
@@ -21,17 +21,22 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from trd_ray.batching import MicroBatchTensors
-from trd_ray.choices import Divergence, DType, Schedule
-from trd_ray.config import LearnerConfig, OptimizerConfig
+from trd_ray.choices import DType, Schedule, ScoreMethod
+from trd_ray.collate import MicroBatchTensors, SequenceTensors
+from trd_ray.config import LearnerConfig, MethodConfig, OptimizerConfig
 from trd_ray.errors import RunFailedError, describe
-from trd_ray.losses import chunked_token_divergence
-from trd_ray.models import load_output_head, load_student, shared_vocab_size, torch_dtype
+from trd_ray.lora import Adapters, add_adapters
+from trd_ray.losses.chunked import chunked_objective
+from trd_ray.losses.objective import HiddenTeacher, LogitTransform, TeacherSide, TokenBatch
+from trd_ray.losses.options import ObjectiveOptions
+from trd_ray.models import load_student, logit_transform, shared_vocab_size, torch_dtype
+from trd_ray.objective_options import TargetKind, objective_needs, objective_options
+from trd_ray.teacher_copy import hidden_states
 from trd_ray.types import FloatArray, IntArray
 
 
-class DivergenceHead(nn.Module):
-    """The student's output head together with the divergence that is computed through it.
+class ObjectiveHead(nn.Module):
+    """The student's output head together with the objective that is computed through it.
 
     A module of its own, holding the head's weight as its own parameter (the same object as the
     model's, tied to the embedding or not), because ZeRO-3 gathers a parameter for the forward and
@@ -39,25 +44,45 @@ class DivergenceHead(nn.Module):
     """
 
     def __init__(
-        self, weight: nn.Parameter, *, divergence: Divergence, chunk_size: int, vocab_size: int
+        self,
+        weight: nn.Parameter,
+        *,
+        options: ObjectiveOptions,
+        chunk_size: int,
+        vocab_size: int,
+        transform: LogitTransform,
     ) -> None:
         super().__init__()
         self.weight = weight
-        self._divergence = divergence.value
+        self._options = options
         self._chunk_size = chunk_size
         self._vocab_size = vocab_size
+        self._transform = transform
 
-    def forward(self, student_hidden: Tensor, teacher_hidden: Tensor, teacher_head: Tensor) -> Tensor:
-        """[N, D], [N, Dt] and [V, Dt] -> [N] divergences in nats."""
-        return chunked_token_divergence(
+    def forward(
+        self, student_hidden: Tensor, tokens: TokenBatch, teacher: TeacherSide | Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The loss, a scalar, and the student's logprobs [N] of the response tokens, detached.
+
+        Args:
+            student_hidden: [N, D].
+            tokens: [N].
+            teacher: the teacher's side; or its hidden states [N, D] alone where the teacher is the
+                student's own frozen model: this head, which must not change then, is the teacher's too.
+        """
+        if isinstance(teacher, Tensor):
+            teacher = HiddenTeacher(hidden=teacher, head=self.weight, transform=self._transform)
+        output = chunked_objective(
             student_hidden,
             self.weight,
-            teacher_hidden,
-            teacher_head,
+            teacher,
+            tokens,
+            options=self._options,
             chunk_size=self._chunk_size,
             vocab_size=self._vocab_size,
-            divergence=self._divergence,
+            transform=self._transform,
         )
+        return output.loss, output.student_logprobs
 
 
 class DistillModule(nn.Module):
@@ -67,10 +92,12 @@ class DistillModule(nn.Module):
         self,
         model: PreTrainedModel,
         *,
-        divergence: Divergence,
+        options: ObjectiveOptions,
         chunk_size: int,
         vocab_size: int,
         activation_checkpointing: bool,
+        transform: LogitTransform = LogitTransform(),  # noqa: B008 (frozen)
+        adapters: Adapters | None = None,
     ) -> None:
         """
         Args:
@@ -78,43 +105,52 @@ class DistillModule(nn.Module):
             chunk_size: tokens whose logits are held at once.
             vocab_size: size of the shared tokenizer.
             activation_checkpointing: recompute activations in the backward pass.
+            transform: what the model does with hidden states times head to get its logits.
+            adapters: those of `model`, if it has any.
         """
         super().__init__()
         self.model = model
-        self.head = DivergenceHead(
+        self.adapters = adapters
+        self.head = ObjectiveHead(
             model.get_output_embeddings().weight,
-            divergence=divergence,
+            options=options,
             chunk_size=chunk_size,
             vocab_size=vocab_size,
+            transform=transform,
         )
         if activation_checkpointing:
             # Under ZeRO-3 a weight has no elements between its uses, so that the shapes which the
             # check compares differ although the values do not.
             model.gradient_checkpointing_enable({"use_reentrant": False, "determinism_check": "none"})
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        positions: Tensor,
-        teacher_hidden: Tensor,
-        teacher_head: Tensor,
-        num_loss_tokens: int,
-    ) -> Tensor:
-        """sum(divergence) / num_loss_tokens of one micro-batch, a scalar in nats.
+    def forward(self, tensors: MicroBatchTensors, teacher: TeacherSide) -> tuple[Tensor, Tensor]:
+        """One micro-batch's share of the loss, a scalar in nats, and of the samples' mean logprobs.
+
+        The second is the sum over samples of the mean student logprob of their response tokens.
 
         Args:
-            input_ids: [B, L].
-            attention_mask: [B, L].
-            positions: [N] into [B * L].
-            teacher_hidden: [N, Dt].
-            teacher_head: [V or more, Dt].
-            num_loss_tokens: response tokens of the whole step over all ranks.
+            tensors: if it still holds a `teacher_input`, the model itself, without its adapters,
+                computes the teacher's hidden states. In here, and not before, because ZeRO-3 expects
+                all passes through its parameters within one forward of the module that it wraps.
+            teacher: the teacher's side, if it is not computed here.
         """
-        output = self.model.get_decoder()(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-        hidden = output.last_hidden_state.flatten(0, 1).index_select(0, positions)
-        values: Tensor = self.head(hidden, teacher_hidden, teacher_head)
-        return values.sum() / num_loss_tokens
+        side: TeacherSide | Tensor = teacher
+        if tensors.teacher_input is not None:
+            side = self._initial_hidden(tensors.teacher_input)
+        hidden = hidden_states(self.model, tensors.student)
+        loss, logprobs = self.head(hidden, tensors.tokens, side)
+        return loss, (logprobs * tensors.share_of_sample).sum()
+
+    @torch.no_grad()
+    def _initial_hidden(self, sequences: SequenceTensors) -> Tensor:
+        """[N, D] of the model as it was before it had adapters, without dropout."""
+        assert self.adapters is not None  # the samples are of another kind without adapters
+        was_training = self.model.training
+        self.model.eval()
+        with self.adapters.off():
+            hidden = hidden_states(self.model, sequences)
+        self.model.train(was_training)
+        return hidden
 
     @torch.no_grad()
     def token_logprobs(self, prompt_ids: IntArray, token_ids: IntArray) -> FloatArray:
@@ -140,37 +176,38 @@ class DistillModule(nn.Module):
 
 
 def load_distill_module(
-    config: LearnerConfig, *, student: Path, teacher: Path, divergence: Divergence, dtype: DType
-) -> tuple[DistillModule, Tensor]:
-    """The student as a `DistillModule` in training mode, and the teacher's head [V, Dt]. On the CPU.
+    config: LearnerConfig,
+    *,
+    method: MethodConfig,
+    score: ScoreMethod,
+    student: Path,
+    teacher: Path,
+    dtype: DType,
+) -> DistillModule:
+    """The student as a `DistillModule` in training mode, on the CPU.
+
+    Args:
+        teacher: folder whose tokenizer must be the student's, where the learner computes with the
+            teacher's hidden states. Not read otherwise.
 
     Raises:
         ModelError: a folder cannot be used, or the tokenizers differ.
+        ConfigError: the adapters do not fit the student.
     """
-    vocab_size = shared_vocab_size(student, teacher)
+    exact = objective_needs(method, score).target in (TargetKind.HIDDEN, TargetKind.DEFERRED)
+    vocab_size = shared_vocab_size(student, teacher if exact else student)
+    model = load_student(student, torch_dtype(dtype))
+    adapters = add_adapters(model, config.lora, base_model=student) if config.lora.rank > 0 else None
     module = DistillModule(
-        load_student(student, torch_dtype(dtype)),
-        divergence=divergence,
+        model,
+        options=objective_options(method),
         chunk_size=config.kl_chunk_size,
         vocab_size=vocab_size,
         activation_checkpointing=config.activation_checkpointing,
+        transform=logit_transform(student),
+        adapters=adapters,
     )
-    return module.train(), load_output_head(teacher, torch_dtype(dtype))
-
-
-def micro_batch_loss(
-    module: nn.Module, tensors: MicroBatchTensors, *, teacher_head: Tensor, num_loss_tokens: int
-) -> Tensor:
-    """The loss of one micro-batch through a `DistillModule` or an engine around it."""
-    loss: Tensor = module(
-        tensors.input_ids,
-        tensors.attention_mask,
-        tensors.positions,
-        tensors.teacher_hidden,
-        teacher_head,
-        num_loss_tokens,
-    )
-    return loss
+    return module.train()
 
 
 def parameter_groups(module: nn.Module, *, weight_decay: float) -> list[dict[str, object]]:

@@ -11,16 +11,28 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from trd_ray.batching import collate
-from trd_ray.choices import Divergence, DType
-from trd_ray.config import LearnerConfig
-from trd_ray.learner_checkpoint import HF_FOLDER, CheckpointHeader, begin, commit, read_header, save_hf
+from trd_ray.choices import DType, ScoreMethod
+from trd_ray.collate import TokenWeights
+from trd_ray.config import LearnerConfig, MethodConfig
+from trd_ray.learner_checkpoint import (
+    ADAPTER_FOLDER,
+    HF_FOLDER,
+    CheckpointHeader,
+    begin,
+    commit,
+    lora_words,
+    moving_teacher,
+    read_header,
+    save_hf,
+)
+from trd_ray.lora import named_weights
+from trd_ray.teacher_side import LearnerTeacher, micro_batch_loss
 from trd_ray.training import (
     learning_rate,
     load_distill_module,
     make_optimizer,
-    micro_batch_loss,
     require_finite,
     require_next_step,
 )
@@ -41,18 +53,23 @@ class LocalLearner:
         self,
         config: LearnerConfig,
         *,
+        method: MethodConfig,
+        score: ScoreMethod,
         student: Path,
         teacher: Path,
-        divergence: Divergence,
         num_steps: int,
         seed: int,
     ) -> None:
         """
         Args:
+            score: how the teacher scores; with `learner` it is run here.
+            student: folder of the model that is trained.
+            teacher: folder of the teacher at step 0; read only if the learner computes with it.
             num_steps: optimizer steps of the run, for the learning-rate schedule.
 
         Raises:
             ModelError: a model folder cannot be used, or the tokenizers differ.
+            ConfigError: the adapters do not fit the student.
         """
         if config.dtype is not DType.FLOAT32:
             logger.warning(
@@ -61,16 +78,34 @@ class LocalLearner:
         torch.manual_seed(seed)
         self.policy_version = 0
         self._config = config
+        self._method = method
         self._student = student
         self._num_steps = num_steps
-        module, teacher_head = load_distill_module(
-            config, student=student, teacher=teacher, divergence=divergence, dtype=DType.FLOAT32
+        module = load_distill_module(
+            config, method=method, score=score, student=student, teacher=teacher, dtype=DType.FLOAT32
         )
         self._device = torch.device(config.device.value)
         # In training mode only within a step: others generate with this module between steps.
         self.module = module.to(self._device).eval()
-        self._teacher_head = teacher_head.to(self._device)
+        self._teacher = LearnerTeacher(
+            method=method,
+            score=score,
+            lora=config.lora,
+            student=student,
+            teacher=teacher,
+            dtype=torch.float32,
+            device=self._device,
+            keeps_moving=True,
+        )
         self._optimizer = make_optimizer(self.module, config.optimizer)
+
+    @property
+    def teacher_model(self) -> PreTrainedModel | None:
+        """The frozen teacher beside the student, whose weights follow it if the method's teacher moves.
+
+        None if the learner holds none: the teacher is elsewhere, or the student without its adapters.
+        """
+        return None if self._teacher.copy is None else self._teacher.copy.model
 
     async def learn(self, batch: TrainingBatch) -> LearnerStep:
         """One optimizer step over the micro-batches of all ranks.
@@ -83,44 +118,50 @@ class LocalLearner:
         rate = learning_rate(batch.learner_step, self._config.optimizer, num_steps=self._num_steps)
         self._optimizer.zero_grad(set_to_none=True)
         self.module.train()
-        total = sum(self._accumulate(batch, rank) for rank in range(len(batch.micro_batches)))
+        shares = [self._accumulate(batch, rank) for rank in range(len(batch.micro_batches))]
         self.module.eval()
         norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self._config.optimizer.max_grad_norm)
         require_finite(norm.item(), "gradient norm", learner_step=batch.learner_step, rank=0)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.step()
+        self._teacher.follow(self.named_weights(), learner_step=batch.learner_step)
         self.policy_version = batch.learner_step
         return LearnerStep(
             learner_step=batch.learner_step,
             policy_version=self.policy_version,
-            loss=total,
+            loss=sum(loss for loss, _ in shares),
             grad_norm=norm.item(),
             learning_rate=rate,
             num_loss_tokens=batch.num_loss_tokens,
-            student_logprob_mean=None,
+            student_logprob_mean=sum(logprobs for _, logprobs in shares) / batch.num_trajectories,
             learn_s=time.perf_counter() - start,
         )
 
-    def _accumulate(self, batch: TrainingBatch, rank: int) -> float:
-        """Add the gradients of one rank's micro-batches; returns their share of the loss."""
-        total = 0.0
+    def _accumulate(self, batch: TrainingBatch, rank: int) -> tuple[float, float]:
+        """Add the gradients of one rank's micro-batches; returns their share of the loss, and the sum
+        of their samples' mean student logprobs."""
+        weights = TokenWeights.of(batch, self._method.normalization)
+        total = logprobs = 0.0
         for micro_batch in filter(None, batch.micro_batches[rank]):
-            tensors = collate(micro_batch, pad_id=0, hidden_width=self._teacher_head.shape[1]).to(
-                self._device
-            )
-            loss = micro_batch_loss(
-                self.module, tensors, teacher_head=self._teacher_head, num_loss_tokens=batch.num_loss_tokens
-            )
+            tensors = self._teacher.collate(micro_batch, weights).to(self._device)
+            loss, summed = micro_batch_loss(self.module, tensors, self._teacher)
             require_finite(loss.item(), "loss", learner_step=batch.learner_step, rank=rank)
             loss.backward()
             total += loss.item()
-        return total
+            logprobs += summed.item()
+        return total, logprobs
 
     async def save(self, folder: Path) -> None:
-        """Write optimizer, step and random state, and the student in `folder/hf`."""
+        """Write optimizer, step and random state, a teacher that moves, adapters, and the student, merged
+        with them, in `folder/hf`."""
         partial = begin(folder)
-        save_hf(self.module.model, partial / HF_FOLDER, tokenizer_from=self._student)
+        weights = dict(self.named_weights())
+        save_hf(self.module.model, partial / HF_FOLDER, tokenizer_from=self._student, state_dict=weights)
+        if self.module.adapters is not None:
+            adapters = {name: parameter.detach() for name, parameter in self.module.adapters.named()}
+            self.module.adapters.save(partial / ADAPTER_FOLDER, adapters)
+        self._teacher.save(partial)
         state = {"optimizer": self._optimizer.state_dict(), "rng": torch.get_rng_state()}
         torch.save(state, partial / _STATE_FILE)
         commit(folder, self._header())
@@ -132,22 +173,31 @@ class LocalLearner:
             CheckpointError: missing, torn, or written by another kind of learner.
         """
         header = read_header(folder, expected=self._header())
-        files = sorted((folder / HF_FOLDER).glob("*.safetensors"))
-        weights = dict(chain.from_iterable(load_file(file).items() for file in files))
-        # A tied head is stored once; loading the embedding loads it.
-        with torch.no_grad():
-            for name, parameter in self.module.model.named_parameters():
-                parameter.copy_(weights[name])
+        if self.module.adapters is None:
+            self._load_weights(folder / HF_FOLDER)
+        else:
+            # Under adapters the student's own weights never change.
+            self.module.adapters.load(folder / ADAPTER_FOLDER)
+        self._teacher.restore(folder, version=header.teacher_version)
         state = torch.load(folder / _STATE_FILE, weights_only=True)
         self._optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"])
         self.policy_version = header.policy_version
         return header.policy_version
 
-    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """(name in Hugging Face layout, tensor) of each weight; a tied head once, as the embedding."""
+    @torch.no_grad()
+    def _load_weights(self, folder: Path) -> None:
+        files = sorted(folder.glob("*.safetensors"))
+        weights = dict(chain.from_iterable(load_file(file).items() for file in files))
+        # A tied head is stored once; loading the embedding loads it.
         for name, parameter in self.module.model.named_parameters():
-            yield name, parameter.detach()
+            parameter.copy_(weights[name])
+
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """(name in Hugging Face layout, tensor) of each weight, merged with its adapter; a tied head
+        once, as the embedding."""
+        for weight in named_weights(self.module.model):
+            yield weight.name, weight.merged()
 
     def probe_logprobs(self, prompt_ids: IntArray, token_ids: IntArray) -> FloatArray:
         """[T] student_logprobs of `token_ids` [T] after `prompt_ids` [P]."""
@@ -160,5 +210,8 @@ class LocalLearner:
             num_ranks=1,
             zero_stage=0,
             dtype=DType.FLOAT32.value,
-            num_parameters=sum(parameter.numel() for parameter in self.module.model.parameters()),
+            num_parameters=sum(weight.base.numel() for weight in named_weights(self.module.model)),
+            lora=lora_words(self._config.lora),
+            moving_teacher=moving_teacher(self._method),
+            teacher_version=self._teacher.version,
         )

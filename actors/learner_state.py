@@ -1,0 +1,61 @@
+"""What one learner rank writes into a checkpoint and reads from it beside what `trd_ray` defines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from trd_ray.errors import CheckpointError, describe
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine  # type: ignore[import-untyped]
+
+_DEEPSPEED_FOLDER = "deepspeed"
+_TAG = "state"
+
+
+def save_engine(engine: DeepSpeedEngine, folder: Path) -> None:
+    """Write weights and optimizer states as they are sharded. Collective."""
+    engine.save_checkpoint(str(folder / _DEEPSPEED_FOLDER), tag=_TAG, save_latest=False)
+
+
+def load_engine(engine: DeepSpeedEngine, folder: Path, *, rank: int) -> None:
+    """Restore what `save_engine` wrote. Collective.
+
+    Raises:
+        CheckpointError: nothing that this rank can read.
+    """
+    path, _ = engine.load_checkpoint(str(folder / _DEEPSPEED_FOLDER), tag=_TAG)
+    if path is None:
+        raise CheckpointError(
+            describe(
+                "DeepSpeed's part of the checkpoint is missing",
+                where=str(folder / _DEEPSPEED_FOLDER),
+                got=f"nothing that rank {rank} can read",
+                expected=f"one file a rank under {_TAG}/",
+                remedy="resume from another checkpoint",
+            )
+        )
+
+
+def save_random(folder: Path, *, rank: int, device: torch.device) -> None:
+    """Write the state of this rank's random generators."""
+    state: dict[str, Tensor] = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state()
+    torch.save(state, _random_file(folder, rank))
+
+
+def load_random(folder: Path, *, rank: int, device: torch.device) -> None:
+    """Restore what `save_random` wrote."""
+    state = torch.load(_random_file(folder, rank), weights_only=True)
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def _random_file(folder: Path, rank: int) -> Path:
+    return folder / f"random_rank_{rank}.pt"
