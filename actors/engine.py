@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from actors.engine_logprobs import token_logprobs
 from actors.engine_options import (
     EngineOptions,
     SamplingOptions,
-    sampled_logprobs,
     sampling_params,
     start_llm,
 )
@@ -38,7 +38,7 @@ from trd_ray.types import Completion, IntArray, StopReason
 from trd_ray.weights import WeightManifest
 
 if TYPE_CHECKING:
-    from vllm import RequestOutput
+    from vllm import RequestOutput, SamplingParams
     from vllm.v1.engine.async_llm import AsyncLLM
 
 __all__ = ["Engine", "EngineFailedError", "EngineOptions", "SamplingOptions", "WeightUpdate"]
@@ -89,6 +89,10 @@ class Engine:
         self._tokenizer = self._llm.get_tokenizer()
 
     @property
+    def vocab_size(self) -> int:
+        return int(self._live("vocab_size").model_config.get_vocab_size())
+
+    @property
     def policy_version(self) -> int:
         """Version of the weights that the next token is made with."""
         return self._policy_version
@@ -118,6 +122,10 @@ class Engine:
             EngineFailedError: the engine's process died, or a weight update failed.
             ValueError: the prompt is empty or too long, or a sampling option is out of range.
         """
+        return self.completion(await self.run(prompt_ids, sampling_params(sampling), request_id))
+
+    async def run(self, prompt_ids: IntArray, params: SamplingParams, request_id: str) -> RequestOutput:
+        """One request in vLLM's own terms. Raises as `generate` does."""
         from vllm.exceptions import VLLMClientError
         from vllm.inputs import TokensPrompt
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
@@ -126,7 +134,6 @@ class Engine:
         await self.start()
         self._require_usable(where)
         llm = self._live(where)
-        params = sampling_params(sampling)
         self._in_flight.add(request_id)
         final: RequestOutput | None = None
         try:
@@ -144,9 +151,10 @@ class Engine:
             self._require_usable(where)
         if final is None:
             raise self._failed(where, "no output")
-        return self._completion(final)
+        return final
 
-    def _completion(self, final: RequestOutput) -> Completion:
+    def completion(self, final: RequestOutput) -> Completion:
+        """The record of what `run` generated."""
         output = final.outputs[0]
         token_ids = np.asarray(output.token_ids, dtype=np.int32)
         # vLLM labels each step's tokens with the version that was set when they were made, and the
@@ -156,7 +164,7 @@ class Engine:
         versions = [int(span.version) for span in output.weight_versions or ()]
         return Completion(
             token_ids=token_ids,
-            logprobs=sampled_logprobs(output.logprobs, len(token_ids)),
+            logprobs=token_logprobs(output.logprobs, len(token_ids)),
             text=self._tokenizer.decode(token_ids.tolist(), skip_special_tokens=True),
             stop_reason=StopReason(str(output.finish_reason)),
             policy_version_min=min(versions, default=self._policy_version),

@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
-
+from actors.engine_logprobs import collect_arrays
 from trd_ray.errors import MissingDependencyError, describe
-from trd_ray.types import FloatArray
 
 if TYPE_CHECKING:
     from vllm import AsyncEngineArgs, SamplingParams
@@ -44,6 +42,10 @@ class EngineOptions:
     """`cpu` or `cuda`; must be what the installed vLLM is built for."""
     seed: int = 0
     prefix_caching: bool = True
+    max_logprobs: int = -1
+    """Most log-probabilities that a request may ask for at a position; -1 means the vocabulary's size."""
+    block_size: int | None = None
+    """Tokens that the prefix cache keeps or drops together; None leaves it to vLLM (128 on a CPU)."""
     weight_transfer_backend: str | None = "cpu"
     """`cpu`, `nccl`, or None for an engine whose weights never change."""
 
@@ -98,7 +100,9 @@ def start_llm(options: EngineOptions) -> AsyncLLM:
                 remedy="set the engine's device to it, or install the other build",
             )
         )
-    return AsyncLLM.from_engine_args(_engine_args(AsyncEngineArgs, options))
+    llm = AsyncLLM.from_engine_args(_engine_args(AsyncEngineArgs, options))
+    collect_arrays(llm)
+    return llm
 
 
 def _engine_args(factory: type[AsyncEngineArgs], options: EngineOptions) -> AsyncEngineArgs:
@@ -121,12 +125,14 @@ def _engine_args(factory: type[AsyncEngineArgs], options: EngineOptions) -> Asyn
         seed=options.seed,
         use_tqdm_on_load=False,
         enable_prefix_caching=options.prefix_caching,
+        block_size=cast("Any", options.block_size),
         # A prompt cut into pieces makes vLLM rewind the request's random generator, which a CPU
         # generator cannot do: the engine dies. Whole prompts never need it.
         enable_chunked_prefill=False if is_cpu else None,
         trust_remote_code=False,
         # Log-probabilities of the model's own distribution, before temperature, top-p and top-k.
         logprobs_mode="raw_logprobs",
+        max_logprobs=options.max_logprobs,
         disable_log_stats=True,
         # Sampling defaults come from the run's configuration, never from the model's folder.
         generation_config="vllm",
@@ -135,8 +141,19 @@ def _engine_args(factory: type[AsyncEngineArgs], options: EngineOptions) -> Asyn
     )
 
 
-def sampling_params(sampling: SamplingOptions) -> SamplingParams:
+def sampling_params(
+    sampling: SamplingOptions,
+    *,
+    top_k: int = 0,
+    prompt_top_k: int | None = None,
+    read_prefix_cache: bool | None = None,
+) -> SamplingParams:
     """Return vLLM's form of the options.
+
+    Args:
+        top_k: logprobs of so many most likely tokens beside each generated one's own.
+        prompt_top_k: likewise of each token of the prompt but the first; None for none of them.
+        read_prefix_cache: None leaves it to vLLM, which reads it unless `prompt_top_k` is given.
 
     Raises:
         ValueError: an option is out of range.
@@ -153,20 +170,11 @@ def sampling_params(sampling: SamplingOptions) -> SamplingParams:
         top_k=sampling.top_k,
         stop_token_ids=list(sampling.stop_token_ids),
         ignore_eos=sampling.ignore_eos,
-        # Only the sampled token's; flat lists instead of one dictionary a token.
-        logprobs=0,
+        logprobs=top_k,
+        prompt_logprobs=prompt_top_k,
         flat_logprobs=True,
+        skip_reading_prefix_cache=None if read_prefix_cache is None else not read_prefix_cache,
         # One message a request instead of one a token; the text is decoded once, at the end.
         output_kind=RequestOutputKind.FINAL_ONLY,
         detokenize=False,
     )
-
-
-def sampled_logprobs(logprobs: object, num_tokens: int) -> FloatArray:
-    """Return the [T] log-probability of each sampled token, from vLLM's flat lists."""
-    if num_tokens == 0:
-        return np.zeros(0, dtype=np.float32)
-    values = getattr(logprobs, "logprobs", None)
-    if not isinstance(values, list) or len(values) != num_tokens:
-        raise ValueError(f"vLLM returned {logprobs!r} for {num_tokens} tokens; expected one number a token")
-    return np.asarray(values, dtype=np.float32)

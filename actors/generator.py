@@ -5,8 +5,9 @@ from __future__ import annotations
 import ray
 
 from actors.engine import Engine, EngineOptions, SamplingOptions
+from actors.engine_scoring import EngineScoring
 from actors.weight_transfer import WeightEndpoint
-from trd_ray.types import Completion, IntArray
+from trd_ray.types import Completion, FloatArray, IntArray
 from trd_ray.weights import WeightManifest
 
 
@@ -15,6 +16,7 @@ class GeneratorHolder:
 
     def __init__(self, options: EngineOptions) -> None:
         self._engine = Engine(options)
+        self._scoring = EngineScoring(self._engine)
 
     async def start(self) -> None:
         """Returns once the engine serves."""
@@ -22,6 +24,9 @@ class GeneratorHolder:
 
     async def generate(self, prompt_ids: IntArray, sampling: SamplingOptions, request_id: str) -> Completion:
         return await self._engine.generate(prompt_ids, sampling, request_id)
+
+    async def token_logprobs(self, prompt_ids: IntArray, token_ids: IntArray) -> FloatArray:
+        return await self._scoring.token_logprobs(prompt_ids, token_ids)
 
     async def init_weight_transfer(self, endpoint: WeightEndpoint) -> None:
         await self._engine.init_weight_transfer(endpoint)

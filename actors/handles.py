@@ -12,7 +12,18 @@ from typing import Any
 from actors.calls import call
 from actors.engine import SamplingOptions
 from trd_ray.config import SamplingConfig
-from trd_ray.types import Completion, IntArray, Prompt, TeacherCompletion, TeacherHidden, Trajectory
+from trd_ray.errors import describe
+from trd_ray.types import (
+    Completion,
+    DraftVerdict,
+    FloatArray,
+    IntArray,
+    Prompt,
+    TeacherCompletion,
+    TeacherHidden,
+    TopKTargets,
+    Trajectory,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,29 +79,58 @@ class RayGenerators:
             )
             return await call(ref, actor=actor.name, method="generate", timeout_s=self._timeout_s)
 
+    async def token_logprobs(self, prompt_ids: IntArray, token_ids: IntArray) -> FloatArray:
+        async with self._group.choose(len(prompt_ids) + len(token_ids)) as actor:
+            ref = actor.handle.token_logprobs.remote(prompt_ids, token_ids)
+            return await call(ref, actor=actor.name, method="token_logprobs", timeout_s=self._timeout_s)
+
 
 class RayTeachers:
-    """Implements `Teacher` over a group of teacher actors."""
+    """Implements `Teacher` over a group of teacher actors, which may be empty if nothing is asked."""
 
     def __init__(self, actors: tuple[NamedActor, ...], *, num_slots: int, timeout_s: float) -> None:
-        self._group = LeastLoaded(actors, num_slots=num_slots)
+        self._group = LeastLoaded(actors, num_slots=num_slots) if actors else None
         self._timeout_s = timeout_s
         self._ids = itertools.count()
 
     async def generate(
         self, prompt_ids: IntArray, sampling: SamplingConfig, seed: int, *, top_k: int | None = None
     ) -> TeacherCompletion:
-        async with self._group.choose(len(prompt_ids) + sampling.max_tokens) as actor:
+        async with self._teachers("generate").choose(len(prompt_ids) + sampling.max_tokens) as actor:
             ref = actor.handle.generate.remote(
-                prompt_ids, sampling_options(sampling, seed=seed), f"teacher-{next(self._ids)}"
+                prompt_ids, sampling_options(sampling, seed=seed), f"teacher-{next(self._ids)}", top_k
             )
-            made = await call(ref, actor=actor.name, method="generate", timeout_s=self._timeout_s)
-            return TeacherCompletion(completion=made)
+            return await call(ref, actor=actor.name, method="generate", timeout_s=self._timeout_s)
 
-    async def score(self, context_ids: IntArray, token_ids: IntArray) -> TeacherHidden:
-        async with self._group.choose(len(context_ids) + len(token_ids)) as actor:
+    async def score(self, context_ids: IntArray, token_ids: IntArray) -> TeacherHidden | TopKTargets:
+        async with self._teachers("score").choose(len(context_ids) + len(token_ids)) as actor:
             ref = actor.handle.score.remote(context_ids, token_ids)
             return await call(ref, actor=actor.name, method="score", timeout_s=self._timeout_s)
+
+    async def token_logprobs(self, context_ids: IntArray, token_ids: IntArray) -> FloatArray:
+        async with self._teachers("token_logprobs").choose(len(context_ids) + len(token_ids)) as actor:
+            ref = actor.handle.token_logprobs.remote(context_ids, token_ids)
+            return await call(ref, actor=actor.name, method="token_logprobs", timeout_s=self._timeout_s)
+
+    async def verify(
+        self, context_ids: IntArray, draft_ids: IntArray, *, top_k: int, temperature: float, seed: int
+    ) -> DraftVerdict:
+        async with self._teachers("verify").choose(len(context_ids) + len(draft_ids)) as actor:
+            ref = actor.handle.verify.remote(context_ids, draft_ids, top_k, temperature, seed)
+            return await call(ref, actor=actor.name, method="verify", timeout_s=self._timeout_s)
+
+    def _teachers(self, method: str) -> LeastLoaded:
+        if self._group is None:
+            raise RuntimeError(
+                describe(
+                    "There is no teacher to ask",
+                    where=f"teacher.{method}",
+                    got="no teacher actors",
+                    expected="one or more, as for any method in which a teacher generates or scores",
+                    remedy="see method.* and teacher.score: TrdConfig.teacher_group says whether there are any",
+                )
+            )
+        return self._group
 
 
 class RayBuffer:

@@ -1,62 +1,126 @@
-"""The teacher: a vLLM engine that refines, and a transformers model that scores exactly."""
+"""The teacher: a vLLM engine that generates and verifies, and what scores: it or a transformers model."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import ray
 import torch
 
 from actors.engine import Engine, EngineOptions, SamplingOptions
+from actors.engine_scoring import EngineScoring
+from actors.weight_transfer import WeightEndpoint
 from trd_ray.choices import Device, DType
 from trd_ray.scoring import AsyncScorer, HiddenScorer
-from trd_ray.types import Completion, IntArray, TeacherHidden
+from trd_ray.types import (
+    DraftVerdict,
+    FloatArray,
+    IntArray,
+    TeacherCompletion,
+    TeacherHidden,
+    TopKTargets,
+)
+from trd_ray.weights import WeightManifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScorerOptions:
+    """How the transformers model that scores is set up."""
+
+    score_dtype: DType
+    """Weights and activations."""
+    hidden_dtype: DType
+    """Format in which hidden states travel."""
+    batch_tokens: int
+    """Most tokens computed at once, padding included."""
+    threads: int
+    device: Device
 
 
 class TeacherHolder:
-    """Serves refinements and scores of one teacher. Methods run concurrently in the event loop."""
+    """One teacher. Methods run concurrently in the event loop."""
 
     def __init__(
-        self,
-        *,
-        model: Path,
-        engine: EngineOptions | None,
-        score_dtype: DType,
-        hidden_dtype: DType,
-        score_batch_tokens: int,
-        threads: int,
-        device: Device,
+        self, *, model: Path, engine: EngineOptions | None, scorer: ScorerOptions | None, top_k: int
     ) -> None:
-        """`engine` is None for a method that does not refine: then no engine is started."""
-        torch.set_num_threads(threads)
+        """
+        Args:
+            engine: None for a method in which the teacher neither generates nor gives logprobs.
+            scorer: None if hidden states are not asked for: then `score` is the engine's.
+            top_k: of the engine's `score`; 0 for the tokens' own log-probabilities alone.
+        """
         self._engine = None if engine is None else Engine(engine)
-        self._scorer = AsyncScorer(
-            HiddenScorer.load(
-                model,
-                dtype=score_dtype,
-                hidden_dtype=hidden_dtype,
-                batch_tokens=score_batch_tokens,
-                device=device.value,
-            )
-        )
+        self._scoring = None if self._engine is None else EngineScoring(self._engine)
+        self._scorer = None if scorer is None else _load_scorer(model, scorer)
+        self._top_k = top_k
 
     async def start(self) -> None:
         """Returns once the teacher serves."""
         if self._engine is not None:
             await self._engine.start()
 
-    async def generate(self, prompt_ids: IntArray, sampling: SamplingOptions, request_id: str) -> Completion:
-        """One text. Raises `RuntimeError` if this teacher has no engine."""
-        if self._engine is None:
-            raise RuntimeError("generate: this teacher has no engine; its method lets it make no tokens")
-        return await self._engine.generate(prompt_ids, sampling, request_id)
+    async def generate(
+        self, prompt_ids: IntArray, sampling: SamplingOptions, request_id: str, top_k: int | None = None
+    ) -> TeacherCompletion:
+        """One text. Raises `RuntimeError` if this teacher has no engine, as do all calls that need one."""
+        return await self._served("generate").generate(prompt_ids, sampling, request_id, top_k=top_k)
 
-    async def score(self, context_ids: IntArray, token_ids: IntArray) -> TeacherHidden:
-        return await self._scorer.score(context_ids, token_ids)
+    async def score(self, context_ids: IntArray, token_ids: IntArray) -> TeacherHidden | TopKTargets:
+        """Hidden states if this teacher has a scorer, else the engine's log-probabilities."""
+        if self._scorer is not None:
+            return await self._scorer.score(context_ids, token_ids)
+        return await self._served("score").score(context_ids, token_ids, top_k=self._top_k)
+
+    async def token_logprobs(self, context_ids: IntArray, token_ids: IntArray) -> FloatArray:
+        return await self._served("token_logprobs").token_logprobs(context_ids, token_ids)
+
+    async def verify(
+        self, context_ids: IntArray, draft_ids: IntArray, top_k: int, temperature: float, seed: int
+    ) -> DraftVerdict:
+        return await self._served("verify").verify(
+            context_ids, draft_ids, top_k=top_k, temperature=temperature, seed=seed
+        )
+
+    async def init_weight_transfer(self, endpoint: WeightEndpoint) -> None:
+        await self._moving("init_weight_transfer").init_weight_transfer(endpoint)
+
+    async def update_weights(self, manifest: WeightManifest, policy_version: int, timeout_s: float) -> None:
+        await self._moving("update_weights").update_weights(manifest, policy_version, timeout_s=timeout_s)
+
+    async def weight_checksum(self, timeout_s: float) -> str:
+        return await self._moving("weight_checksum").weight_checksum(timeout_s=timeout_s)
 
     async def shutdown(self) -> None:
         if self._engine is not None:
             await self._engine.shutdown()
+
+    def _served(self, method: str) -> EngineScoring:
+        if self._scoring is None:
+            raise RuntimeError(_no_engine(method))
+        return self._scoring
+
+    def _moving(self, method: str) -> Engine:
+        if self._engine is None:
+            raise RuntimeError(_no_engine(method))
+        return self._engine
+
+
+def _no_engine(method: str) -> str:
+    return f"{method}: this teacher has no engine; its method lets it make no tokens and no logprobs"
+
+
+def _load_scorer(model: Path, options: ScorerOptions) -> AsyncScorer:
+    torch.set_num_threads(options.threads)
+    return AsyncScorer(
+        HiddenScorer.load(
+            model,
+            dtype=options.score_dtype,
+            hidden_dtype=options.hidden_dtype,
+            batch_tokens=options.batch_tokens,
+            device=options.device.value,
+        )
+    )
 
 
 TeacherActor = ray.remote(TeacherHolder)
