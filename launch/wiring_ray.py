@@ -22,9 +22,10 @@ from actors.generator import GeneratorActor
 from actors.handles import NamedActor, RayBuffer, RayGenerators, RayTeachers
 from actors.learner import LearnerRankActor
 from actors.learner_group import RayLearner
+from actors.learner_senders import Which
 from actors.placement import ActorRequest, actor_requests, reserve
 from actors.teacher import ScorerOptions, TeacherActor
-from actors.weight_sync import RayWeightSync
+from actors.weight_sync import PushGroup, RayWeightSync
 from trd_ray.assembly import Roles, RunInputs
 from trd_ray.config import EngineConfig, TrdConfig
 from trd_ray.errors import ActorTimeoutError, PlacementError, RunFailedError, describe
@@ -263,14 +264,7 @@ async def _connect(config: TrdConfig, groups: RayGroups) -> RayRoles:
         learner.setup(host=config.weight_sync.host, timeout_s=limits.start_s),
         _start((*groups.generators, *groups.teachers), timeout_s=limits.start_s),
     )
-    weight_sync = RayWeightSync(
-        config.weight_sync,
-        learners=groups.learners,
-        generators=groups.generators,
-        dtype=config.generator.engine.dtype.value,
-        workers_per_generator=config.generator.engine.tensor_parallel_size,
-        timeout_s=limits.sync_s,
-    )
+    weight_sync = _weight_sync(config, groups)
     await weight_sync.connect()
     roles = Roles(
         generator=_generators(config, groups),
@@ -284,6 +278,28 @@ async def _connect(config: TrdConfig, groups: RayGroups) -> RayRoles:
         buffer=RayBuffer(groups.buffers[0], timeout_s=limits.generate_s),
     )
     return RayRoles(roles=roles, learner=learner, groups=groups)
+
+
+def _weight_sync(config: TrdConfig, groups: RayGroups) -> RayWeightSync:
+    teachers = None
+    if config.pushes_teacher:
+        teachers = _push_group(Which.TEACHER, groups.teachers, config.teacher.engine)
+    return RayWeightSync(
+        config.weight_sync,
+        learners=groups.learners,
+        generators=_push_group(Which.STUDENT, groups.generators, config.generator.engine),
+        teachers=teachers,
+        timeout_s=config.timeouts.sync_s,
+    )
+
+
+def _push_group(which: Which, actors: tuple[NamedActor, ...], engine: EngineConfig) -> PushGroup:
+    return PushGroup(
+        which=which,
+        actors=actors,
+        dtype=engine.dtype.value,
+        workers_per_actor=engine.tensor_parallel_size,
+    )
 
 
 async def _shut_down(groups: RayGroups) -> None:

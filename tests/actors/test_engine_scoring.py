@@ -19,8 +19,8 @@ from trd_ray.batching import decode_hidden
 from trd_ray.choices import DType
 from trd_ray.models import load_output_head, load_student
 from trd_ray.scoring import HiddenScorer, ScoreRequest
-from trd_ray.testbed.paths import student_path, teacher_path
-from trd_ray.types import IntArray, StopReason, TeacherCompletion, TopKTargets
+from trd_ray.testbed.paths import teacher_path
+from trd_ray.types import IntArray, TeacherCompletion, TopKTargets
 
 pytest.importorskip("vllm")
 
