@@ -228,16 +228,17 @@ class LearnerRank:
         """Forward and backward of this rank's micro-batches; returns its share of the loss, and the sum
         of its samples' mean student logprobs."""
         micro_batches = batch.micro_batches[self._rank]
-        weights = TokenWeights.of(batch, self._method.normalization)
+        # DeepSpeed averages over ranks; the loss is a sum over them. In the weights, because there the
+        # factor costs nothing.
+        weights = TokenWeights.of(batch, self._method.normalization, factor=self._world_size)
         total = logprobs = 0.0
         for index, micro_batch in enumerate(micro_batches):
             tensors = self._teacher_side.collate(micro_batch, weights).to(self._device)
             # DeepSpeed counts to a fixed number of micro-batches unless it is told which is the last.
             self._engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
             loss, summed = micro_batch_loss(self._engine, tensors, self._teacher_side)
-            # DeepSpeed averages over ranks; the loss is a sum over them.
-            self._engine.backward(loss * self._world_size)
-            total += loss.item()
+            self._engine.backward(loss)
+            total += loss.item() / self._world_size
             logprobs += summed.item()
         return total, logprobs
 

@@ -100,3 +100,38 @@ def make_tiny_qwen3(
     model.save_pretrained(str(path))
     make_tiny_tokenizer(path, vocab_size=vocab_size)
     return path
+
+
+def make_tiny_model(path: str | Path, kind: str, *, seed: int = 0, **options: object) -> Path:
+    """Write a random model of another architecture, as transformers' own configuration makes it.
+
+    Args:
+        kind: transformers' model type, for example `gemma2`.
+        options: fields of its configuration.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    sizes = {
+        "vocab_size": 128,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 256,
+        "initializer_range": 0.1,
+        "pad_token_id": SPECIAL_TOKENS.index(PAD_TOKEN),
+        "bos_token_id": None,
+        "eos_token_id": SPECIAL_TOKENS.index(END_TOKEN),
+    }
+    config = AutoConfig.for_model(kind, **{**sizes, **options})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(str(path))
+    make_tiny_tokenizer(path)
+    return path

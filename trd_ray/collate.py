@@ -105,20 +105,23 @@ class TokenWeights:
     normalization: Normalization
     num_loss_tokens: int
     num_trajectories: int
+    factor: float = 1.0
+    """Multiplies every weight."""
 
     @classmethod
-    def of(cls, batch: TrainingBatch, normalization: Normalization) -> TokenWeights:
+    def of(cls, batch: TrainingBatch, normalization: Normalization, *, factor: float = 1.0) -> TokenWeights:
         return cls(
             normalization=normalization,
             num_loss_tokens=batch.num_loss_tokens,
             num_trajectories=batch.num_trajectories,
+            factor=factor,
         )
 
     def weight(self, num_response: int) -> float:
         """Weight of each token of a response of `num_response` tokens."""
         if self.normalization is Normalization.TOKEN:
-            return 1.0 / self.num_loss_tokens
-        return 1.0 / (self.num_trajectories * num_response)
+            return self.factor / self.num_loss_tokens
+        return self.factor / (self.num_trajectories * num_response)
 
 
 def collate(

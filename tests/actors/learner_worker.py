@@ -9,12 +9,23 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tests.unit.training_samples import make_samples
+from actors.learner_weights import gathered
+from tests.unit.training_samples import deferred, make_samples, rewarded, with_topk
 from trd_ray.batching import make_training_batch, part_for_rank
-from trd_ray.choices import Divergence, DType
-from trd_ray.config import LearnerConfig, OptimizerConfig
+from trd_ray.choices import (
+    Divergence,
+    DType,
+    Normalization,
+    Reward,
+    ScoreMethod,
+    Support,
+    TeacherWeights,
+)
+from trd_ray.config import LearnerConfig, LoraConfig, MethodConfig, OptimizerConfig, RewardConfig
 from trd_ray.errors import CheckpointError, RunFailedError
-from trd_ray.types import TeacherHidden, TrainingBatch
+from trd_ray.lora import named_weights
+from trd_ray.objective_options import TargetKind, objective_needs
+from trd_ray.types import TeacherContext, TeacherHidden, TrainingBatch, TrainingSample, TrajectorySource
 
 NUM_STEPS = 4
 VOCAB, WIDTH = 128, 64
@@ -31,7 +42,9 @@ class Case:
     zero_stage: int
     student: str = "tied"
     dtype: DType = DType.FLOAT32
-    divergence: Divergence = Divergence.FORWARD_KL
+    method: MethodConfig = field(default_factory=MethodConfig)
+    score: ScoreMethod = ScoreMethod.HIDDEN
+    lora_rank: int = 0
     activation_checkpointing: bool = False
 
     @property
@@ -43,9 +56,22 @@ class Case:
             micro_batch_tokens=MICRO_BATCH_TOKENS,
             kl_chunk_size=16,
             activation_checkpointing=self.activation_checkpointing,
+            lora=LoraConfig(rank=self.lora_rank, alpha=2 * max(1, self.lora_rank)),
             optimizer=OptimizerConfig(learning_rate=3e-3, max_grad_norm=0.5),
         )
 
+
+TOP_K = MethodConfig(support=Support.TOP_K, top_k=8)
+GRPO = MethodConfig(
+    trajectory=TrajectorySource.ROLLOUT, teacher_context=TeacherContext.PROMPT, divergence=Divergence.NONE,
+    reward=RewardConfig(kind=Reward.GRPO),
+)  # fmt: skip
+NLL = MethodConfig(trajectory=TrajectorySource.TEACHER, divergence=Divergence.NLL)
+INITIAL = MethodConfig(teacher_weights=TeacherWeights.INITIAL)
+EMA = MethodConfig(teacher_weights=TeacherWeights.EMA, ema_decay=0.5)
+EMA_TOP_K = replace(EMA, support=Support.TOP_K, top_k=8)
+
+EXTERNAL = TeacherWeights.EXTERNAL
 
 FAILING = ("zero1", "zero2", "zero3")
 """Cases whose groups are also made to fail."""
@@ -59,7 +85,33 @@ CASES = (
         zero_stage=3,
         student="untied",
         activation_checkpointing=True,
-        divergence=Divergence.REVERSE_KL,
+        method=MethodConfig(divergence=Divergence.REVERSE_KL, normalization=Normalization.TRAJECTORY),
+    ),
+    Case(name="zero1_topk", zero_stage=1, method=TOP_K, score=ScoreMethod.FUSED),
+    Case(name="zero2_grpo", zero_stage=2, method=GRPO),
+    Case(name="zero3_nll", zero_stage=3, method=NLL),
+    Case(name="zero1_adapters_off", zero_stage=1, method=INITIAL, score=ScoreMethod.LEARNER, lora_rank=4),
+    Case(name="zero2_adapters_off", zero_stage=2, method=INITIAL, score=ScoreMethod.LEARNER, lora_rank=4),
+    Case(
+        name="zero3_adapters_off",
+        zero_stage=3,
+        method=INITIAL,
+        score=ScoreMethod.LEARNER,
+        lora_rank=4,
+        activation_checkpointing=True,
+        student="untied",
+    ),
+    Case(name="zero3_ema", zero_stage=3, method=EMA, score=ScoreMethod.LEARNER),
+    Case(
+        name="zero1_lora_ema_pushed", zero_stage=1, method=EMA_TOP_K, score=ScoreMethod.PREFILL, lora_rank=4
+    ),
+    Case(
+        name="zero3_lora_bfloat16",
+        zero_stage=3,
+        method=INITIAL,
+        score=ScoreMethod.LEARNER,
+        lora_rank=4,
+        dtype=DType.BFLOAT16,
     ),
     Case(name="zero1_bfloat16", zero_stage=1, dtype=DType.BFLOAT16),
     Case(name="zero3_bfloat16", zero_stage=3, dtype=DType.BFLOAT16),
@@ -72,6 +124,11 @@ class Result:
 
     losses: list[float] = field(default_factory=list)
     grad_norms: list[float] = field(default_factory=list)
+    logprob_means: list[float] = field(default_factory=list)
+    teacher: dict[str, torch.Tensor] = field(default_factory=dict)
+    resumed_teacher: dict[str, torch.Tensor] = field(default_factory=dict)
+    teacher_versions: list[int] = field(default_factory=list)
+    base_unchanged: bool = True
     resumed_losses: list[float] = field(default_factory=list)
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
     manifest_names: list[str] = field(default_factory=list)
@@ -85,13 +142,29 @@ class Result:
     checksums_around_failure: list[str | None] = field(default_factory=list)
 
 
-def make_batch(learner_step: int, *, num_ranks: int) -> TrainingBatch:
+def make_batch(learner_step: int, *, num_ranks: int, case: Case | None = None) -> TrainingBatch:
     """Each step its own samples; the fourth has fewer samples than there are ranks."""
     lengths = LENGTHS if learner_step < NUM_STEPS else LENGTHS[:1]
     samples = make_samples(lengths, seed=learner_step, vocab_size=VOCAB, hidden_width=WIDTH)
+    if case is not None:
+        samples = [with_target(sample, case, seed=index) for index, sample in enumerate(samples)]
     return make_training_batch(
         samples, learner_step=learner_step, num_ranks=num_ranks, micro_batch_tokens=MICRO_BATCH_TOKENS
     )
+
+
+def with_target(sample: TrainingSample, case: Case, *, seed: int) -> TrainingSample:
+    """`sample` with what the case's method computes from."""
+    match objective_needs(case.method, case.score).target:
+        case TargetKind.HIDDEN:
+            return sample
+        case TargetKind.TOP_K:
+            return with_topk(sample, top_k=8, vocab_size=VOCAB, seed=seed)
+        case TargetKind.DEFERRED:
+            # Another context than the student's: longer for some samples, shorter for others.
+            return deferred(sample, np.arange(20 + seed, 24 + 2 * seed, dtype=np.int32))
+        case TargetKind.NONE:
+            return rewarded(sample, seed=seed)
 
 
 def poisoned(batch: TrainingBatch, *, rank: int) -> TrainingBatch:
@@ -112,9 +185,10 @@ def run_rank(rank: int, world_size: int, port: int, folder: Path) -> None:
     def start(case: Case) -> LearnerRank:
         learner = LearnerRank(
             case.config,
+            method=case.method,
+            score=case.score,
             student=folder / case.student,
-            teacher=folder / "teacher",
-            divergence=case.divergence,
+            teacher=folder / ("teacher" if case.method.teacher_weights is EXTERNAL else case.student),
             rank=rank,
             world_size=world_size,
             num_steps=NUM_STEPS,
@@ -136,14 +210,18 @@ def run_rank(rank: int, world_size: int, port: int, folder: Path) -> None:
 def run_case(case: Case, start, rank: int, world_size: int, checkpoint: Path) -> Result:
     result = Result()
     learner = start(case)
+    before = collect_base(learner)
     for step in range(1, NUM_STEPS + 1):
-        record = learner.learn(part_for_rank(make_batch(step, num_ranks=world_size), rank=rank))
+        record = learner.learn(part_for_rank(make_batch(step, num_ranks=world_size, case=case), rank=rank))
         result.losses.append(record.loss)
         result.grad_norms.append(record.grad_norm)
+        result.logprob_means.append(record.student_logprob_mean)
         if step == 2:
             learner.save(checkpoint)
             result.saved_checksum = learner.checksum("float32")
     result.weights = collect(learner)
+    result.teacher = collect_teacher(learner)
+    result.base_unchanged = base_is_unchanged(learner, before)
     manifest = learner.manifest("bfloat16")
     result.manifest_names = [spec.name for spec in manifest.tensors]
     result.manifest_shapes = [spec.shape for spec in manifest.tensors]
@@ -153,8 +231,10 @@ def run_case(case: Case, start, rank: int, world_size: int, checkpoint: Path) ->
     result.resumed_version = resumed.load(checkpoint)
     result.resumed_checksum = resumed.checksum("float32")
     for step in (3, 4):
-        result.resumed_losses.append(resumed.learn(make_batch(step, num_ranks=world_size)).loss)
+        result.resumed_losses.append(resumed.learn(make_batch(step, num_ranks=world_size, case=case)).loss)
     result.resumed_weights = collect(resumed)
+    result.resumed_teacher = collect_teacher(resumed)
+    result.teacher_versions = [learner.teacher_version(), resumed.teacher_version()]
     if case.name in FAILING:
         fail_on_purpose(case, result, start, checkpoint, world_size)
     return result
@@ -163,6 +243,27 @@ def run_case(case: Case, start, rank: int, world_size: int, checkpoint: Path) ->
 def collect(learner) -> dict[str, torch.Tensor]:
     """All weights, on rank 0; two tensors a bucket, so that there are many buckets."""
     return learner.send_weights(clone_all, bucket_bytes=40_000) or {}
+
+
+def collect_teacher(learner) -> dict[str, torch.Tensor]:
+    """The weights of a teacher that moves, on the ranks that hold it."""
+    copy = learner._teacher_side.copy
+    return {} if copy is None else clone_all(copy.named_weights())
+
+
+def collect_base(learner) -> dict[str, torch.Tensor]:
+    """The student's own weights, without adapters, if it has some."""
+    if learner._module.adapters is None:
+        return {}
+    named = named_weights(learner._module.model)
+    with gathered([weight.base for weight in named], zero_stage=learner._config.zero_stage):
+        return {weight.name: weight.base.detach().clone() for weight in named}
+
+
+def base_is_unchanged(learner, before: dict[str, torch.Tensor]) -> bool:
+    """Bit for bit."""
+    after = collect_base(learner)
+    return after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in after)
 
 
 def clone_all(named: Iterator[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

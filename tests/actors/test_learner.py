@@ -12,7 +12,16 @@ import torch
 import torch.multiprocessing as multiprocessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.actors.learner_worker import CASES, FAILING, NUM_STEPS, Case, Result, make_batch, run_rank
+from tests.actors.learner_worker import (
+    CASES,
+    EXTERNAL,
+    FAILING,
+    NUM_STEPS,
+    Case,
+    Result,
+    make_batch,
+    run_rank,
+)
 from tests.tiny_models import make_tiny_qwen3
 from trd_ray.choices import DType
 from trd_ray.learner_checkpoint import HEADER_FILE
@@ -30,7 +39,9 @@ class Plain:
 
     losses: list[float]
     grad_norms: list[float]
+    logprob_means: list[float]
     weights: dict[str, torch.Tensor]
+    teacher: dict[str, torch.Tensor]
 
 
 @pytest.fixture(scope="module")
@@ -70,17 +81,22 @@ def plain(folder: Path) -> dict[str, Plain]:
 async def run_plain(case: Case, folder: Path) -> Plain:
     learner = LocalLearner(
         case.config,
+        method=case.method,
+        score=case.score,
         student=folder / case.student,
-        teacher=folder / "teacher",
-        divergence=case.divergence,
+        teacher=folder / ("teacher" if case.method.teacher_weights is EXTERNAL else case.student),
         num_steps=NUM_STEPS,
         seed=0,
     )
-    records = [await learner.learn(make_batch(step, num_ranks=1)) for step in range(1, NUM_STEPS + 1)]
+    steps = range(1, NUM_STEPS + 1)
+    records = [await learner.learn(make_batch(step, num_ranks=1, case=case)) for step in steps]
+    copy = learner._teacher.copy
     return Plain(
         losses=[record.loss for record in records],
         grad_norms=[record.grad_norm for record in records],
+        logprob_means=[record.student_logprob_mean for record in records],
         weights={name: tensor.clone() for name, tensor in learner.named_weights()},
+        teacher={} if copy is None else {name: tensor.clone() for name, tensor in copy.named_weights()},
     )
 
 
@@ -97,11 +113,48 @@ def test_losses_and_weights_are_those_of_the_plain_learner(name, world_size, res
         result = results[world_size][rank][name]
         assert result.losses == pytest.approx(plain[name].losses, rel=RTOL)
         assert result.grad_norms == pytest.approx(plain[name].grad_norms, rel=RTOL)
+        assert result.logprob_means == pytest.approx(plain[name].logprob_means, rel=RTOL)
     weights = results[world_size][0][name].weights
     assert list(weights) == list(plain[name].weights)
     for key, tensor in weights.items():
         # Where a gradient is near zero, Adam turns its float noise into a share of a whole step of 3e-3.
         torch.testing.assert_close(tensor, plain[name].weights[key], rtol=RTOL, atol=1e-4)
+
+
+@worlds
+@pytest.mark.parametrize("name", [case.name for case in CASES if case.method.teacher_moves])
+def test_a_moving_teacher_is_that_of_the_plain_learner_and_resumes(name, world_size, results, plain) -> None:
+    holders = [ranks[name] for ranks in results[world_size] if ranks[name].teacher]
+    # A teacher that is only pushed is held once.
+    assert len(holders) == (1 if "pushed" in name else world_size)
+    for result in holders:
+        assert result.teacher_versions == [NUM_STEPS, NUM_STEPS]
+        assert result.teacher.keys() == plain[name].teacher.keys() == plain[name].weights.keys()
+        for key, tensor in result.teacher.items():
+            torch.testing.assert_close(tensor, plain[name].teacher[key], rtol=RTOL, atol=1e-4)
+            torch.testing.assert_close(result.resumed_teacher[key], tensor, rtol=1e-6, atol=1e-7)
+
+
+@worlds
+@pytest.mark.parametrize("name", [case.name for case in CASES if case.lora_rank])
+def test_adapters_leave_the_model_s_own_weights_alone(name, world_size, results, folder) -> None:
+    case = next(case for case in CASES if case.name == name)
+    assert all(ranks[name].base_unchanged for ranks in results[world_size])
+    first = AutoModelForCausalLM.from_pretrained(folder / case.student)
+    merged = results[world_size][0][name].weights
+    moved = {key for key, tensor in first.named_parameters() if not torch.equal(merged[key].float(), tensor)}
+    if case.dtype is DType.FLOAT32:
+        assert moved == {key for key in merged if "proj" in key}
+    from peft import PeftModel
+
+    adapted = PeftModel.from_pretrained(first, folder / f"{name}_{world_size}" / "adapter")
+    saved = AutoModelForCausalLM.from_pretrained(folder / f"{name}_{world_size}" / "hf", dtype="auto")
+    for key, tensor in adapted.merge_and_unload().named_parameters():
+        # bfloat16 rounds the base before and the sum after.
+        tolerance = 1e-6 if case.dtype is DType.FLOAT32 else 2e-2
+        torch.testing.assert_close(
+            saved.get_parameter(key).float(), tensor, rtol=tolerance, atol=tolerance * 0.1
+        )
 
 
 @worlds
@@ -161,7 +214,8 @@ def test_manifest_names_each_weight_once_with_its_whole_shape(name, world_size, 
     whole = results[world_size][0][name].weights
     assert result.manifest_names == list(whole)
     assert result.manifest_shapes == [tuple(tensor.shape) for tensor in whole.values()]
-    assert ("lm_head.weight" in result.manifest_names) == ("untied" in name)
+    case = next(case for case in CASES if case.name == name)
+    assert ("lm_head.weight" in result.manifest_names) == (case.student == "untied")
 
 
 @worlds

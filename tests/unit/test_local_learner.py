@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 from tests.tiny_models import make_tiny_qwen3
 from tests.unit.training_samples import make_samples
 from trd_ray.batching import make_training_batch
-from trd_ray.choices import Divergence
-from trd_ray.config import LearnerConfig, OptimizerConfig
+from trd_ray.choices import ScoreMethod
+from trd_ray.config import LearnerConfig, MethodConfig, OptimizerConfig
 from trd_ray.errors import CheckpointError, RunFailedError
 from trd_ray.learner_checkpoint import HEADER_FILE
 from trd_ray.local.learner import LocalLearner
@@ -34,9 +34,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_learner(models: Path) -> LocalLearner:
     return LocalLearner(
         LearnerConfig(optimizer=OptimizerConfig(learning_rate=3e-3)),
+        method=MethodConfig(),
+        score=ScoreMethod.HIDDEN,
         student=models / "student",
         teacher=models / "teacher",
-        divergence=Divergence.FORWARD_KL,
         num_steps=4,
         seed=0,
     )

@@ -9,12 +9,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.tiny_models import make_tiny_qwen3, make_tiny_tokenizer
+from tests.tiny_models import make_tiny_model, make_tiny_qwen3, make_tiny_tokenizer
 from trd_ray.errors import ModelError
+from trd_ray.losses.objective import LogitTransform
 from trd_ray.models import (
     load_output_head,
     load_student,
     load_tokenizer,
+    logit_transform,
     model_facts,
     resolve_model,
     shared_vocab_size,
@@ -119,12 +121,53 @@ def test_missing_folder_and_tokenizer_are_refused(copy_of: Path) -> None:
         load_tokenizer(copy_of)
 
 
-def test_a_head_that_transforms_its_logits_is_refused(copy_of: Path) -> None:
-    edit_config(copy_of, final_logit_softcapping=30.0)
-    with pytest.raises(ModelError, match=r"final_logit_softcapping = 30\.0"):
-        load_student(copy_of, torch.float32)
-    with pytest.raises(ModelError, match="final_logit_softcapping"):
-        load_output_head(copy_of, torch.float32)
+TRANSFORMED = [
+    ("gemma2", {"final_logit_softcapping": 1.5}, LogitTransform(softcap=1.5)),
+    ("gemma2", {"final_logit_softcapping": None}, LogitTransform()),
+    ("gemma3_text", {"final_logit_softcapping": 2.0}, LogitTransform(softcap=2.0)),
+    ("cohere", {"logit_scale": 0.25}, LogitTransform(scale=0.25)),
+    ("cohere2", {"logit_scale": 2.0}, LogitTransform(scale=2.0)),
+    ("granite", {"logits_scaling": 4.0}, LogitTransform(scale=0.25)),
+]
+
+
+@pytest.mark.parametrize(("kind", "options", "expected"), TRANSFORMED)
+def test_logits_are_made_as_transformers_makes_them(
+    kind: str, options: dict[str, float | None], expected: LogitTransform, tmp_path: Path
+) -> None:
+    path = make_tiny_model(tmp_path, kind, **options)
+    transform = logit_transform(path)
+    assert transform == expected
+    model = load_student(path, torch.float32)
+    tokens = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        logits = model(tokens).logits[0]
+        hidden = model.get_decoder()(input_ids=tokens).last_hidden_state[0]
+    plain = hidden @ load_output_head(path, torch.float32).T
+    made = transform.scale * plain
+    if transform.softcap is not None:
+        made = transform.softcap * torch.tanh(made / transform.softcap)
+    torch.testing.assert_close(made, logits, rtol=1e-5, atol=1e-5)
+    if expected != LogitTransform():
+        assert not torch.allclose(plain, logits, rtol=1e-2)
+
+
+def test_where_the_file_says_nothing_the_architecture_s_default_holds(tmp_path: Path) -> None:
+    path = make_tiny_model(tmp_path, "cohere")
+    config = json.loads((path / "config.json").read_text())
+    config.pop("logit_scale")
+    (path / "config.json").write_text(json.dumps(config))
+    assert logit_transform(path) == LogitTransform(scale=0.0625)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("final_logit_softcapping", 30.0), ("logits_scaling", 8.0), ("logit_scale", 0.5)]
+)
+def test_a_key_of_another_architecture_is_refused(copy_of: Path, key: str, value: float) -> None:
+    edit_config(copy_of, **{key: value})
+    for use in (load_student, load_output_head):
+        with pytest.raises(ModelError, match=rf"{key} = {value} in config.json of a qwen3 model"):
+            use(copy_of, torch.float32)
 
 
 def test_shared_tokenizer(tied: Path, untied: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +12,18 @@ import torch
 
 from tests.tiny_models import make_tiny_qwen3
 from tests.unit.training_samples import make_samples
-from trd_ray.batching import collate, make_training_batch
-from trd_ray.choices import Divergence, DType, Schedule
-from trd_ray.config import LearnerConfig, OptimizerConfig
+from trd_ray.batching import make_training_batch
+from trd_ray.choices import Divergence, DType, Normalization, Schedule, ScoreMethod
+from trd_ray.collate import TokenWeights
+from trd_ray.config import LearnerConfig, MethodConfig, OptimizerConfig
 from trd_ray.errors import RunFailedError
 from trd_ray.losses import token_divergence
 from trd_ray.models import load_output_head, load_student
+from trd_ray.teacher_side import LearnerTeacher, micro_batch_loss
 from trd_ray.training import (
+    DistillModule,
     learning_rate,
     load_distill_module,
-    micro_batch_loss,
     parameter_groups,
     require_finite,
     require_next_step,
@@ -45,6 +48,23 @@ def samples() -> list[TrainingSample]:
     return make_samples(LENGTHS, vocab_size=VOCAB, hidden_width=WIDTH)
 
 
+FORWARD, REVERSE = MethodConfig(), MethodConfig(divergence=Divergence.REVERSE_KL)
+
+
+def load(
+    folder: Path, student: str, method: MethodConfig, config: LearnerConfig
+) -> tuple[DistillModule, LearnerTeacher]:
+    paths = {"student": folder / student, "teacher": folder / "teacher"}
+    module = load_distill_module(
+        config, method=method, score=ScoreMethod.HIDDEN, dtype=DType.FLOAT32, **paths
+    )
+    teacher = LearnerTeacher(
+        method=method, score=ScoreMethod.HIDDEN, lora=config.lora, dtype=torch.float32,
+        device=torch.device("cpu"), keeps_moving=True, **paths,
+    )  # fmt: skip
+    return module, teacher
+
+
 def loss_and_gradients(
     folder: Path,
     student: str,
@@ -53,60 +73,74 @@ def loss_and_gradients(
     num_ranks: int,
     tokens: int,
     config: LearnerConfig,
-) -> tuple[float, dict[str, torch.Tensor]]:
-    module, teacher_head = load_distill_module(
-        config, student=folder / student, teacher=folder / "teacher",
-        divergence=Divergence.FORWARD_KL, dtype=DType.FLOAT32,
-    )  # fmt: skip
+    method: MethodConfig = FORWARD,
+) -> tuple[float, float, dict[str, torch.Tensor]]:
+    module, teacher = load(folder, student, method, config)
     batch = make_training_batch(samples, learner_step=1, num_ranks=num_ranks, micro_batch_tokens=tokens)
-    total = 0.0
-    for micro_batches in batch.micro_batches:
-        for micro_batch in micro_batches:
-            tensors = collate(micro_batch, pad_id=5, hidden_width=WIDTH)
-            loss = micro_batch_loss(
-                module, tensors, teacher_head=teacher_head, num_loss_tokens=batch.num_loss_tokens
-            )
-            loss.backward()
-            total += loss.item()
-    return total, {name: parameter.grad for name, parameter in module.model.named_parameters()}
+    total = logprobs = 0.0
+    for micro_batch in chain.from_iterable(batch.micro_batches):
+        tensors = teacher.collate(micro_batch, TokenWeights.of(batch, method.normalization))
+        loss, summed = micro_batch_loss(module, tensors, teacher)
+        loss.backward()
+        total += loss.item()
+        logprobs += summed.item()
+    gradients = {name: parameter.grad for name, parameter in module.model.named_parameters()}
+    return total, logprobs / batch.num_trajectories, gradients
 
 
 def written_out(
-    folder: Path, student: str, samples: list[TrainingSample]
-) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
-    """One unpadded sequence at a time, with full logits; the divergences of each sample."""
+    folder: Path, student: str, samples: list[TrainingSample], *, by_trajectory: bool = False
+) -> tuple[list[torch.Tensor], list[torch.Tensor], dict[str, torch.Tensor]]:
+    """One unpadded sequence at a time, with full logits; divergences and logprobs of each sample."""
     model = load_student(folder / student, torch.float32)
     head = load_output_head(folder / "teacher", torch.float32)
-    parts = []
+    parts, logprobs = [], []
     for sample in samples:
         tokens = torch.from_numpy(np.concatenate([sample.prompt_ids, sample.response_ids])).long()
         student_logits = model(tokens[None]).logits[0, len(sample.prompt_ids) - 1 : -1]
         teacher_logits = torch.from_numpy(sample.target.hidden) @ head.T
         parts.append(token_divergence(student_logits, teacher_logits))
-    torch.cat(parts).mean().backward()
-    return [part.detach() for part in parts], {name: p.grad for name, p in model.named_parameters()}
+        chosen = tokens[len(sample.prompt_ids) :, None]
+        logprobs.append(torch.log_softmax(student_logits.detach(), dim=-1).gather(1, chosen)[:, 0])
+    mean = torch.stack([part.mean() for part in parts]) if by_trajectory else torch.cat(parts)
+    mean.mean().backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    return [part.detach() for part in parts], logprobs, gradients
+
+
+SPLITS = [(1, 1000, False), (3, 20, True), (6, 1, False)]
 
 
 @pytest.mark.parametrize("student", ["tied", "untied"])
-@pytest.mark.parametrize(
-    ("num_ranks", "tokens", "recompute"), [(1, 1000, False), (3, 20, True), (6, 1, False)]
-)
-def test_loss_and_gradient_are_the_global_token_mean_however_split(
-    folder: Path, samples: list[TrainingSample], student: str, num_ranks: int, tokens: int, recompute: bool
+@pytest.mark.parametrize("normalization", list(Normalization))
+@pytest.mark.parametrize(("num_ranks", "tokens", "recompute"), SPLITS)
+def test_loss_and_gradient_are_means_over_the_whole_step_however_split(
+    folder: Path,
+    samples: list[TrainingSample],
+    student: str,
+    normalization: Normalization,
+    num_ranks: int,
+    tokens: int,
+    recompute: bool,
 ) -> None:
     config = LearnerConfig(kl_chunk_size=5, activation_checkpointing=recompute)
-    loss, gradients = loss_and_gradients(
-        folder, student, samples, num_ranks=num_ranks, tokens=tokens, config=config
-    )
-    parts, expected = written_out(folder, student, samples)
-    assert loss == pytest.approx(torch.cat(parts).mean().item(), rel=1e-5)
+    by_trajectory = normalization is Normalization.TRAJECTORY
+    loss, logprob_mean, gradients = loss_and_gradients(
+        folder, student, samples, num_ranks=num_ranks, tokens=tokens, config=config,
+        method=MethodConfig(normalization=normalization),
+    )  # fmt: skip
+    parts, logprobs, expected = written_out(folder, student, samples, by_trajectory=by_trajectory)
+    means = torch.stack([part.mean() for part in parts])
+    assert loss == pytest.approx((means if by_trajectory else torch.cat(parts)).mean().item(), rel=1e-5)
+    of_samples = torch.stack([part.mean() for part in logprobs])
+    assert logprob_mean == pytest.approx(of_samples.mean().item(), rel=1e-5)
     assert gradients.keys() == expected.keys()
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-6)
 
 
 def test_other_means_would_give_other_numbers(folder: Path, samples: list[TrainingSample]) -> None:
-    parts, _ = written_out(folder, "tied", samples)
+    parts, _, _ = written_out(folder, "tied", samples)
     right = torch.cat(parts).mean().item()
     of_sequences = torch.stack([part.mean() for part in parts]).mean().item()
     of_micro_batches = torch.stack([torch.cat(parts[:2]).mean(), torch.cat(parts[2:]).mean()]).mean().item()
@@ -114,23 +148,20 @@ def test_other_means_would_give_other_numbers(folder: Path, samples: list[Traini
     assert right != pytest.approx(of_micro_batches, rel=1e-2)
 
 
-def test_an_empty_micro_batch_has_zero_loss_and_zero_gradient(folder: Path) -> None:
-    module, teacher_head = load_distill_module(
-        LearnerConfig(), student=folder / "tied", teacher=folder / "teacher",
-        divergence=Divergence.REVERSE_KL, dtype=DType.FLOAT32,
-    )  # fmt: skip
-    tensors = collate((), pad_id=0, hidden_width=WIDTH)
-    loss = micro_batch_loss(module, tensors, teacher_head=teacher_head, num_loss_tokens=10)
+def test_an_empty_micro_batch_has_zero_loss_and_zero_gradient(
+    folder: Path, samples: list[TrainingSample]
+) -> None:
+    module, teacher = load(folder, "tied", REVERSE, LearnerConfig())
+    batch = make_training_batch(samples, learner_step=1, num_ranks=1, micro_batch_tokens=100)
+    tensors = teacher.collate((), TokenWeights.of(batch, REVERSE.normalization))
+    loss, summed = micro_batch_loss(module, tensors, teacher)
     loss.backward()
-    assert loss.item() == 0.0
+    assert loss.item() == summed.item() == 0.0
     assert all(parameter.grad is not None and not parameter.grad.any() for parameter in module.parameters())
 
 
 def test_token_logprobs(folder: Path) -> None:
-    module, _ = load_distill_module(
-        LearnerConfig(), student=folder / "tied", teacher=folder / "teacher",
-        divergence=Divergence.FORWARD_KL, dtype=DType.FLOAT32,
-    )  # fmt: skip
+    module, _ = load(folder, "tied", FORWARD, LearnerConfig())
     prompt, tokens = np.array([7, 8, 9], dtype=np.int32), np.array([20, 21], dtype=np.int32)
     with torch.no_grad():
         logits = load_student(folder / "tied", torch.float32)(torch.tensor([[7, 8, 9, 20, 21]])).logits[0]
