@@ -43,8 +43,15 @@ KEYS = [
     "staleness_max",
     "rollout_accuracy",
     "refined_accuracy",
+    "trajectory_accuracy",
+    "refinement_accepted",
+    "refinement_refused_by_reason",
     "flips_wrong_to_right",
     "flips_right_to_wrong",
+    "edit_distance_mean",
+    "length_ratio_mean",
+    "support_mean",
+    "kept_share_mean",
     "num_trajectories",
     "num_consumed",
     "num_rejected",
@@ -99,10 +106,12 @@ def trajectory(
             grade=Grade(correct=refined_right, answer=None),
         )
     return Trajectory(
-        rollout=rollout, refinement=refinement,
+        prompt=prompt, rollout=rollout, refinement=refinement, text="text",
+        grade=rollout.grade if refinement is None else refinement.grade,
+        policy_version_min=version, policy_version_max=version,
         source=TrajectorySource.ROLLOUT if refinement is None else TrajectorySource.REFINED,
         token_ids=rollout.completion.token_ids, teacher_context=TeacherContext.PROMPT,
-        teacher_context_ids=prompt.token_ids, teacher_hidden=None, reason=reason,
+        teacher_context_ids=prompt.token_ids, reason=reason,
         outcome=Outcome.CONSUMED if reason is RejectReason.NONE else Outcome.REJECTED,
     )  # fmt: skip
 
@@ -110,7 +119,7 @@ def trajectory(
 def learner_step(loss: float = 0.5) -> LearnerStep:
     return LearnerStep(
         learner_step=5, policy_version=5, loss=loss, grad_norm=1.5, learning_rate=1e-3, num_loss_tokens=40,
-        learn_s=1.0,
+        student_logprob_mean=-0.5, learn_s=1.0,
     )  # fmt: skip
 
 

@@ -72,17 +72,23 @@ def consumed() -> Trajectory:
     refinement = Refinement(
         prompt=context, completion=completion("1+1=2", 7, 2), grade=Grade(correct=True, answer="2")
     )
+    y_o = rollout()
     return Trajectory(
-        rollout=rollout(), refinement=refinement, source=TrajectorySource.REFINED, token_ids=ints(7, 2),
-        teacher_context=TeacherContext.REFINE, teacher_context_ids=ints(1), teacher_hidden=None,
+        prompt=y_o.prompt, rollout=y_o, refinement=refinement, source=TrajectorySource.REFINED,
+        token_ids=ints(7, 2), text="1+1=2", grade=refinement.grade, policy_version_min=3,
+        policy_version_max=4,
+        teacher_context=TeacherContext.REFINE, teacher_context_ids=ints(1),
         outcome=Outcome.CONSUMED, reason=RejectReason.NONE,
     )  # fmt: skip
 
 
 def rejected() -> Trajectory:
+    y_o = rollout(reference=None)
     return Trajectory(
-        rollout=rollout(reference=None), refinement=None, source=TrajectorySource.REFINED, token_ids=ints(),
-        teacher_context=TeacherContext.REFINE, teacher_context_ids=ints(), teacher_hidden=None,
+        prompt=y_o.prompt, rollout=y_o, refinement=None, source=TrajectorySource.REFINED, token_ids=ints(),
+        text="", grade=None, policy_version_min=3, policy_version_max=4,
+        gate_reason=RejectReason.PROMPT_TOO_LONG,
+        teacher_context=TeacherContext.REFINE, teacher_context_ids=ints(),
         outcome=Outcome.REJECTED, reason=RejectReason.PROMPT_TOO_LONG,
     )  # fmt: skip
 
@@ -93,7 +99,15 @@ def test_the_columns_are_those_of_the_contract_and_typed(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
     schema = pq.read_schema(path)
     assert schema.names[: len(CONTRACT)] == CONTRACT
-    assert schema.names[len(CONTRACT) :] == ["rollout_first_wrong_step", "trajectory_first_wrong_step"]
+    assert schema.names[len(CONTRACT) :] == [
+        "rollout_first_wrong_step",
+        "trajectory_first_wrong_step",
+        "gate_reason",
+        "num_kept",
+        "refinement_token_ids",
+        "refinement_text",
+        "refinement_correct",
+    ]
     assert schema.equals(SCHEMA)
     assert schema.field("rollout_token_ids").type == pa.list_(pa.int32())
     assert schema.field("rollout_logprobs").type == pa.list_(pa.float32())
@@ -119,13 +133,35 @@ def test_rows_come_back_as_they_were(tmp_path):
     assert (bad.outcome, bad.reason) == (Outcome.REJECTED, RejectReason.PROMPT_TOO_LONG)
     assert (bad.trajectory_text, bad.trajectory_correct, bad.reference) == ("", None, None)
     assert bad.rollout_text == "1+1=3"
+    assert bad.gate_reason is RejectReason.PROMPT_TOO_LONG
+    # What the teacher generated is kept whatever became of it.
+    assert (good.refinement_text, good.refinement_correct, bad.refinement_text) == ("1+1=2", True, None)
+    assert good.refinement_token_ids is not None
+    assert good.refinement_token_ids.tolist() == [7, 2]
+
+
+def test_a_trajectory_without_a_rollout_has_none_of_its_columns(tmp_path):
+    prompt = rollout().prompt
+    t = Trajectory(
+        prompt=prompt, rollout=None, refinement=None, source=TrajectorySource.REFERENCE, token_ids=ints(4, 2),
+        text="1+1=2", grade=Grade(correct=True, answer="2"), policy_version_min=None,
+        policy_version_max=None, teacher_context=TeacherContext.PROMPT, teacher_context_ids=ints(5, 6),
+        outcome=Outcome.CONSUMED, reason=RejectReason.NONE,
+    )  # fmt: skip
+    write_trajectories(tmp_path, [t], learner_step=1)
+    (row,) = read_trajectories(tmp_path)
+    assert (row.rollout_correct, row.rollout_text, row.policy_version_min) == (None, "", None)
+    assert len(row.rollout_token_ids) == len(row.rollout_logprobs) == 0
+    assert (row.trajectory_text, row.trajectory_correct) == ("1+1=2", True)
 
 
 def test_a_rollout_that_is_trained_on_is_its_own_trajectory(tmp_path):
     y_o = rollout()
     t = Trajectory(
-        rollout=y_o, refinement=None, source=TrajectorySource.ROLLOUT, token_ids=y_o.completion.token_ids,
-        teacher_context=TeacherContext.PROMPT, teacher_context_ids=ints(5, 6), teacher_hidden=None,
+        prompt=y_o.prompt, rollout=y_o, refinement=None, source=TrajectorySource.ROLLOUT,
+        token_ids=y_o.completion.token_ids, text=y_o.completion.text, grade=y_o.grade,
+        policy_version_min=3, policy_version_max=4,
+        teacher_context=TeacherContext.PROMPT, teacher_context_ids=ints(5, 6),
         outcome=Outcome.CONSUMED, reason=RejectReason.NONE,
     )  # fmt: skip
     write_trajectories(tmp_path, [t], learner_step=1)

@@ -104,10 +104,13 @@ def trajectory(
         context = RefinePrompt(token_ids=ids("refine"), num_cut_rollout_tokens=0, num_cut_reference_tokens=0)
         refinement = Refinement(prompt=context, completion=done, grade=_TASK.grade(problem, rewrite))
         tokens = done.token_ids
+    shown = rollout if refinement is None else refinement
     return Trajectory(
-        rollout=rollout, refinement=refinement, token_ids=tokens,
+        prompt=prompt, rollout=rollout, refinement=refinement, token_ids=tokens,
+        text=shown.completion.text, grade=shown.grade,
+        policy_version_min=step - 1, policy_version_max=step - 1,
         source=TrajectorySource.ROLLOUT if refinement is None else TrajectorySource.REFINED,
-        teacher_context=TeacherContext.PROMPT, teacher_context_ids=prompt.token_ids, teacher_hidden=None,
+        teacher_context=TeacherContext.PROMPT, teacher_context_ids=prompt.token_ids,
         outcome=Outcome.CONSUMED if reason is RejectReason.NONE else Outcome.REJECTED, reason=reason,
     )  # fmt: skip
 
@@ -174,7 +177,7 @@ def _one_step(folder, writer, step, num_steps, per_step, skill, refines, problem
         loss=0.12 + 0.5 * math.exp(-4 * step / num_steps) + rng.gauss(0, 0.012),
         grad_norm=0.5 + 1.4 * math.exp(-6 * step / num_steps) + abs(rng.gauss(0, 0.12)),
         learning_rate=1e-3 * warm * (0.55 + 0.45 * math.cos(math.pi * step / num_steps)),
-        num_loss_tokens=sum(len(t.token_ids) for t in consumed), learn_s=0.7,
+        num_loss_tokens=sum(len(t.token_ids) for t in consumed), student_logprob_mean=-0.4, learn_s=0.7,
     )  # fmt: skip
     sync = SyncReport(
         policy_version=step, num_parameters=900_000, num_bytes=3_600_000, checksum="0" * 64, sync_s=0.12
