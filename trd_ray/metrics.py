@@ -21,10 +21,11 @@ from trd_ray.trajectory_metrics import (
     kept_share_mean,
     length_ratio_mean,
     mean_of,
+    num_accepted,
     refused_by_reason,
     support_mean,
 )
-from trd_ray.types import LearnerStep, Outcome, Refinement, SyncReport, Trajectory, TrajectorySource
+from trd_ray.types import LearnerStep, Outcome, Refinement, SyncReport, Trajectory
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -165,21 +166,11 @@ def step_metrics(
     then. `ValueError` if the push carried another version than the learner made, or if there is
     no trajectory.
     """
-    if not trajectories:
-        raise ValueError(f"step_metrics: learner_step {step.learner_step} has no trajectories; expected some")
-    if sync.policy_version != step.policy_version:
-        raise ValueError(
-            f"step_metrics: weights of version {sync.policy_version} were pushed after a step that made "
-            f"version {step.policy_version}"
-        )
+    _require_one_step(trajectories, step=step, sync=sync)
     consumed = [t for t in trajectories if t.outcome is Outcome.CONSUMED]
     reasons = Counter(str(t.reason) for t in trajectories if t.outcome is Outcome.REJECTED)
     rollouts = [t.rollout for t in trajectories if t.rollout is not None]
-    refined = [
-        (t.rollout.grade.correct, t.refinement)
-        for t in trajectories
-        if t.refinement is not None and t.rollout is not None
-    ]
+    refined = _refined(trajectories)
     num_rollout_tokens = sum(len(r.completion.token_ids) for r in rollouts)
     num_refined_tokens = sum(len(r.completion.token_ids) for _, r in refined)
     num_tokens = num_rollout_tokens + num_refined_tokens
@@ -194,9 +185,7 @@ def step_metrics(
         rollout_accuracy=mean_of([float(r.grade.correct) for r in rollouts]),
         refined_accuracy=_accuracy(refined),
         trajectory_accuracy=mean_of([float(t.grade.correct) for t in consumed if t.grade is not None]),
-        refinement_accepted=sum(
-            t.refinement is not None and t.source is not TrajectorySource.ROLLOUT for t in consumed
-        ),
+        refinement_accepted=num_accepted(consumed),
         refinement_refused_by_reason=refused_by_reason(trajectories),
         flips_wrong_to_right=sum(not before and r.grade.correct for before, r in refined),
         flips_right_to_wrong=sum(before and not r.grade.correct for before, r in refined),
@@ -223,6 +212,25 @@ def step_metrics(
         prompts_in=prompts_in,
         prompts_pending=prompts_pending,
     )
+
+
+def _require_one_step(trajectories: Sequence[Trajectory], *, step: LearnerStep, sync: SyncReport) -> None:
+    if not trajectories:
+        raise ValueError(f"step_metrics: learner_step {step.learner_step} has no trajectories; expected some")
+    if sync.policy_version != step.policy_version:
+        raise ValueError(
+            f"step_metrics: weights of version {sync.policy_version} were pushed after a step that made "
+            f"version {step.policy_version}"
+        )
+
+
+def _refined(trajectories: Sequence[Trajectory]) -> list[tuple[bool, Refinement]]:
+    """Whether the rollout was right, and its refinement, where there are both."""
+    return [
+        (t.rollout.grade.correct, t.refinement)
+        for t in trajectories
+        if t.refinement is not None and t.rollout is not None
+    ]
 
 
 def _accuracy(refined: Sequence[tuple[bool, Refinement]]) -> float | None:

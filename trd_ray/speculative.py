@@ -15,7 +15,7 @@ import numpy as np
 
 from trd_ray.config import SamplingConfig, SpeculativeConfig
 from trd_ray.interfaces import Generator, Teacher
-from trd_ray.types import IntArray, Prompt, StopReason
+from trd_ray.types import Completion, DraftVerdict, IntArray, Prompt, StopReason
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,11 +54,10 @@ async def speculate(
     Raises:
         ValueError: a role answers with more than it was asked for, or with nothing.
     """
-    answer = np.zeros(0, dtype=np.int32)
-    num_replaced = 0
+    answer: IntArray = np.zeros(0, dtype=np.int32)
+    num_replaced = block = 0
     versions: list[int] = []
     stop: StopReason | None = None
-    block = 0
     while stop is None:
         asked = min(options.block_tokens, sampling.max_tokens - len(answer))
         draft_seed, verdict_seed = _seeds(seed, block)
@@ -72,9 +71,6 @@ async def speculate(
         if draft.stop_reason is StopReason.ABORT:
             stop = StopReason.ABORT
             break
-        num_drafted = len(draft.token_ids)
-        if not 1 <= num_drafted <= asked:
-            raise ValueError(f"speculate: the generator drafted {num_drafted} tokens; expected 1 to {asked}")
         verdict = await teacher.verify(
             np.concatenate([context_ids, answer]),
             draft.token_ids,
@@ -82,11 +78,7 @@ async def speculate(
             temperature=options.temperature,
             seed=verdict_seed,
         )
-        if (verdict.replacement is None) != (verdict.num_accepted == num_drafted):
-            raise ValueError(
-                f"speculate: the teacher accepted {verdict.num_accepted} of {num_drafted} tokens and replaced "
-                f"by {verdict.replacement}; expected a replacement if and only if one is refused"
-            )
+        _require_sound(draft, verdict, asked=asked)
         answer = np.concatenate([answer, draft.token_ids[: verdict.num_accepted]])
         if verdict.replacement is not None:
             answer = np.append(answer, np.int32(verdict.replacement))
@@ -96,20 +88,31 @@ async def speculate(
         else:
             ended = draft.stop_reason is StopReason.STOP
             # Fewer than asked and no end token: the engine's context is full.
-            cut = num_drafted < asked
+            cut = len(draft.token_ids) < asked
         if ended:
             stop = StopReason.STOP
         elif cut or len(answer) >= sampling.max_tokens:
             stop = StopReason.LENGTH
         block += 1
     return Speculation(
-        token_ids=answer.astype(np.int32),
+        token_ids=answer,
         num_kept=len(answer) - num_replaced,
         num_replaced=num_replaced,
         stop_reason=stop,
         policy_version_min=min(versions),
         policy_version_max=max(versions),
     )
+
+
+def _require_sound(draft: Completion, verdict: DraftVerdict, *, asked: int) -> None:
+    num_drafted = len(draft.token_ids)
+    if not 1 <= num_drafted <= asked:
+        raise ValueError(f"speculate: the generator drafted {num_drafted} tokens; expected 1 to {asked}")
+    if (verdict.replacement is None) != (verdict.num_accepted == num_drafted):
+        raise ValueError(
+            f"speculate: the teacher accepted {verdict.num_accepted} of {num_drafted} tokens, and replaced by "
+            f"{verdict.replacement}; expected a replacement if and only if one is refused"
+        )
 
 
 def _seeds(seed: int, block: int) -> tuple[int, int]:

@@ -18,6 +18,11 @@ def mean_of(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
+def num_accepted(consumed: Sequence[Trajectory]) -> int:
+    """Refinements that were trained on."""
+    return sum(t.refinement is not None and t.source is not TrajectorySource.ROLLOUT for t in consumed)
+
+
 def refused_by_reason(trajectories: Sequence[Trajectory]) -> Mapping[str, int]:
     """How many refinements were broken or refused, by reason; reasons that occurred only."""
     reasons = Counter(str(t.gate_reason) for t in trajectories if t.gate_reason)

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from trd_ray.packing import pack_ids, unpack_ids
+
 IntArray = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]
 
@@ -224,11 +226,9 @@ class TopKTargets:
                 f"TopKTargets: topk_ids has shape {shape}, topk_logprobs {self.topk_logprobs.shape}, "
                 f"token_logprobs {self.token_logprobs.shape}; expected [T, K], [T, K] and [T]"
             )
-        if self.topk_logprobs.dtype not in (np.float16, np.float32):
-            raise ValueError(
-                f"TopKTargets: topk_logprobs has dtype {self.topk_logprobs.dtype}; "
-                "expected float16 or float32"
-            )
+        dtype = self.topk_logprobs.dtype
+        if dtype not in (np.float16, np.float32):
+            raise ValueError(f"TopKTargets: topk_logprobs are {dtype}; expected float16 or float32")
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled with as few bytes an id as the largest needs (3 for 151,936 tokens); nothing is lost."""
@@ -237,22 +237,6 @@ class TopKTargets:
     @property
     def num_tokens(self) -> int:
         return len(self.token_logprobs)
-
-
-def pack_ids(ids: IntArray) -> npt.NDArray[np.uint8]:
-    """Ids [...] >= 0 as their lowest bytes [..., W], with the smallest W in 1 to 4 that holds all."""
-    if ids.size and ids.min() < 0:
-        raise ValueError(f"pack_ids: the smallest id is {ids.min()}; expected 0 or more")
-    width = max(1, (int(ids.max(initial=0)).bit_length() + 7) // 8)
-    little = np.ascontiguousarray(ids, dtype="<u4").view(np.uint8).reshape(*ids.shape, 4)
-    return np.ascontiguousarray(little[..., :width])
-
-
-def unpack_ids(packed: npt.NDArray[np.uint8]) -> IntArray:
-    """What `pack_ids` packed."""
-    little = np.zeros((*packed.shape[:-1], 4), dtype=np.uint8)
-    little[..., : packed.shape[-1]] = packed
-    return little.view("<i4")[..., 0].astype(np.int32)
 
 
 def _unpack_topk(

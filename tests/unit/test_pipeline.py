@@ -208,7 +208,7 @@ async def test_rejected_trajectories_are_kept_with_their_reason_and_not_trained_
 async def test_run_ends_when_too_many_are_rejected_and_keeps_them(tmp_path: Path):
     run = make_run(tmp_path)
     run.prompts.too_long = True
-    with pytest.raises(RunFailedError, match=r"100% rejected \(prompt_too_long\)"):
+    with pytest.raises(RunFailedError, match=r"100% rejected, 0 left \(prompt_too_long\)"):
         await run.pipeline.run()
     assert run.learner.batches == []
     assert len(list(read_trajectories(run.folder.trajectories))) == 4

@@ -67,7 +67,10 @@ def whole(tmp_path_factory) -> RunFolder:
 
 def test_the_page_shows_all_and_asks_nobody_for_anything(whole):
     html, page = page_of(whole)
-    assert "teacher&#39;s rewrite of the student&#39;s rollout; the teacher is an external model" in html
+    assert (
+        "on refinements of every rollout, scored under the student&#39;s prompt, teacher: an external model"
+        in html
+    )
     assert page.panels == [
         "Accuracy", "Loss", "Gradient norm", "Learning rate", "What refining changes", "Time of a step",
         "Throughput", "Length",
@@ -100,7 +103,7 @@ def test_a_run_without_refinements_has_no_word_of_them(tmp_path):
     assert "y_r" not in html
     assert "Refined accuracy" not in html
     assert {card["data-kind"] for card in page.cards} == {"right", "wrong"}
-    assert "along the student&#39;s rollout" in html
+    assert "Forward KL, full vocabulary, on rollouts, scored under" in html
 
 
 def test_a_run_in_its_middle_says_so(tmp_path):
@@ -123,7 +126,7 @@ def test_a_run_that_has_only_begun(tmp_path):
 
 def test_a_folder_without_config_or_with_a_foreign_one(whole, tmp_path):
     folder = fake_run(tmp_path / "run", num_steps=2)
-    folder.config.write_text("method: {trajectory: spliced}\nrun: {num_steps: 2}\n")
+    folder.config.write_text("method: {trajectory: of another version}\nrun: {num_steps: 2}\n")
     assert load_run(folder).method is None
     page_of(folder)
     folder.config.write_text("- no\n- mapping\n")
