@@ -8,7 +8,6 @@ packing live in `trd_ray`; this file sums gradients over ranks, and gathers weig
 from __future__ import annotations
 
 import logging
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
@@ -21,15 +20,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from actors.environment_deepspeed import deepspeed_config, set_learner_environment, skip_shared_memory_op
+from actors.learner_meeting import Meeting, gather_values
 from actors.learner_senders import WeightSenders, Which
-from actors.learner_state import load_engine, load_random, save_engine, save_random
-from actors.learner_weights import GATHER_BUCKET_BYTES, gathered, gathered_weights, manifest_of
-from actors.weight_transfer_group import listen_on
+from actors.learner_state import load_engine, load_random, save_adapters, save_engine, save_random
+from actors.learner_weights import GATHER_BUCKET_BYTES, gathered_weights, manifest_of
 from trd_ray.choices import Device, ScoreMethod
 from trd_ray.collate import TokenWeights
 from trd_ray.config import LearnerConfig, MethodConfig
 from trd_ray.learner_checkpoint import (
-    ADAPTER_FOLDER,
     HF_FOLDER,
     CheckpointHeader,
     begin,
@@ -97,14 +95,14 @@ class LearnerRank:
         self._world_size = world_size
         self._num_steps = num_steps
         self._seed = seed
-        self._timeout = timedelta(seconds=timeout_s)
+        timeout = timedelta(seconds=timeout_s)
+        self._meeting = Meeting(rank=rank, world_size=world_size, timeout=timeout)
         self._policy_version = 0
         self._engine: DeepSpeedEngine
         self._module: DistillModule
         self._teacher_side: LearnerTeacher
         self._device: torch.device
         self._senders = WeightSenders()
-        self._listener: socket.socket | None = None
 
     def find_master(self, host: str = "") -> tuple[str, int]:
         """An address and a free port on this node at which the ranks can meet; for rank 0.
@@ -113,11 +111,7 @@ class LearnerRank:
             host: address of this node towards the other ranks; empty asks Ray. Give 127.0.0.1 if
                 all ranks are on one machine.
         """
-        address = host or ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-        # Kept open until `setup`: nobody else can take the port, and torch, given no socket, would
-        # listen on every address of the machine.
-        self._listener = listen_on(address)
-        return address, int(self._listener.getsockname()[1])
+        return self._meeting.find_master(host)
 
     def setup(self, master_address: str, master_port: int) -> None:
         """Load the models and start DeepSpeed. Collective.
@@ -155,8 +149,7 @@ class LearnerRank:
         if on_cpu:
             skip_shared_memory_op()
         backend = "gloo" if on_cpu else "nccl"
-        if not dist.is_initialized():  # a second learner in one process shares the group
-            self._join_group(backend, master_address, master_port)
+        self._meeting.join(backend, master_address, master_port)
         # Finds the group that is there, and uses it.
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
         self._module = module
@@ -177,21 +170,6 @@ class LearnerRank:
             keeps_moving=self._rank == 0,
         )
 
-    def _join_group(self, backend: str, master_address: str, master_port: int) -> None:
-        """Meet the other ranks; the store's server, on rank 0, listens on the master address alone."""
-        store = dist.TCPStore(
-            host_name=master_address,
-            port=master_port,
-            world_size=self._world_size,
-            is_master=self._rank == 0,
-            timeout=self._timeout,
-            wait_for_workers=False,
-            master_listen_fd=None if self._listener is None else self._listener.detach(),
-        )
-        dist.init_process_group(
-            backend, store=store, rank=self._rank, world_size=self._world_size, timeout=self._timeout
-        )
-
     def learn(self, batch: TrainingBatch) -> LearnerStep:
         """One optimizer step. Collective; every rank returns the same record but for `learn_s`.
 
@@ -207,7 +185,7 @@ class LearnerRank:
         require_next_step(batch.learner_step, policy_version=self._policy_version)
         rate = learning_rate(batch.learner_step, self._config.optimizer, num_steps=self._num_steps)
         self._engine.train()
-        shares = self._gather(*self._accumulate(batch))
+        shares = gather_values(*self._accumulate(batch), device=self._device)
         for rank, (loss, _) in enumerate(shares):
             require_finite(loss, "loss", learner_step=batch.learner_step, rank=rank)
         grad_norm = self._update(rate, learner_step=batch.learner_step)
@@ -254,13 +232,6 @@ class LearnerRank:
         require_finite(grad_norm, "gradient norm", learner_step=learner_step, rank=self._rank)
         return grad_norm
 
-    def _gather(self, *values: float) -> list[tuple[float, ...]]:
-        """`values` of each rank. A sum in rank order is the same number everywhere."""
-        mine = torch.tensor(values, dtype=torch.float64, device=self._device)
-        parts = [torch.empty_like(mine) for _ in range(self._world_size)]
-        dist.all_gather(parts, mine)
-        return [tuple(part.tolist()) for part in parts]
-
     def save(self, folder: Path) -> None:
         """Write a checkpoint, and the student in `folder/hf`. Collective; all ranks see `folder`.
 
@@ -277,23 +248,14 @@ class LearnerRank:
         weights = self.send_weights(lambda named: {name: tensor.cpu().clone() for name, tensor in named})
         if weights is not None:
             save_hf(self._module.model, partial / HF_FOLDER, tokenizer_from=self._student, state_dict=weights)
-        self._save_adapters(partial)
+        if self._module.adapters is not None:
+            save_adapters(self._module.adapters, partial, rank=self._rank, zero_stage=self._config.zero_stage)
         if self._rank == 0:
             self._teacher_side.save(partial)
         dist.barrier()
         if self._rank == 0:
             commit(folder, self._header())
         dist.barrier()
-
-    def _save_adapters(self, partial: Path) -> None:
-        adapters = self._module.adapters
-        if adapters is None:
-            return
-        named = dict(adapters.named())
-        with gathered(list(named.values()), zero_stage=self._config.zero_stage):
-            if self._rank == 0:
-                whole = {name: parameter.detach().cpu().clone() for name, parameter in named.items()}
-                adapters.save(partial / ADAPTER_FOLDER, whole)
 
     def load(self, folder: Path) -> int:
         """Restore what `save` wrote, in a group that has not trained yet. Collective.

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from actors.learner_weights import gathered
 from trd_ray.errors import CheckpointError, describe
+from trd_ray.learner_checkpoint import ADAPTER_FOLDER
+from trd_ray.lora import Adapters
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine  # type: ignore[import-untyped]
@@ -39,6 +42,15 @@ def load_engine(engine: DeepSpeedEngine, folder: Path, *, rank: int) -> None:
                 remedy="resume from another checkpoint",
             )
         )
+
+
+def save_adapters(adapters: Adapters, folder: Path, *, rank: int, zero_stage: int) -> None:
+    """Write the whole adapters in peft's layout, from rank 0. Collective under ZeRO-3."""
+    named = dict(adapters.named())
+    with gathered(list(named.values()), zero_stage=zero_stage):
+        if rank == 0:
+            whole = {name: parameter.detach().cpu().clone() for name, parameter in named.items()}
+            adapters.save(folder / ADAPTER_FOLDER, whole)
 
 
 def save_random(folder: Path, *, rank: int, device: torch.device) -> None:
