@@ -84,8 +84,8 @@ async def speculate(
         )
         if (verdict.replacement is None) != (verdict.num_accepted == num_drafted):
             raise ValueError(
-                f"speculate: the teacher accepted {verdict.num_accepted} of {num_drafted} tokens and replaced "
-                f"by {verdict.replacement}; expected a replacement if and only if one is refused"
+                f"speculate: the teacher accepted {verdict.num_accepted} of {num_drafted} tokens, "
+                f"replacement {verdict.replacement}; expected a replacement if and only if one is refused"
             )
         answer = np.concatenate([answer, draft.token_ids[: verdict.num_accepted]])
         if verdict.replacement is not None:

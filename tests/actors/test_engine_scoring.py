@@ -14,12 +14,16 @@ import torch
 
 from actors.engine import Engine, EngineOptions, SamplingOptions
 from actors.engine_scoring import EngineScoring
-from trd_ray.agreement import compare_targets
+from trd_ray.target_agreement import compare_targets
 from trd_ray.batching import decode_hidden
 from trd_ray.choices import DType
 from trd_ray.models import load_output_head, load_student
 from trd_ray.scoring import HiddenScorer, ScoreRequest
-from trd_ray.testbed.paths import student_path, teacher_path
+from trd_ray.templates import TemplateName
+from trd_ray.testbed.corpus import make_user_message
+from trd_ray.testbed.paths import teacher_path
+from trd_ray.testbed.tokenizer import build_tokenizer
+from trd_ray.testbed.training import encode, wrap_user_message
 from trd_ray.types import IntArray, StopReason, TeacherCompletion, TopKTargets
 
 pytest.importorskip("vllm")
@@ -52,9 +56,7 @@ class Rig:
 @pytest.fixture(scope="module")
 def rig() -> Iterator[Rig]:
     path = teacher_path()
-    options = EngineOptions(
-        model=str(path), max_model_len=512, kv_cache_gib=0.125, threads=1, block_size=32
-    )
+    options = EngineOptions(model=str(path), max_model_len=512, kv_cache_gib=0.125, threads=1, block_size=32)
     loop = asyncio.new_event_loop()
     engine = Engine(options)
     yield Rig(loop, engine, EngineScoring(engine), load_student(path, torch.float32).eval())
@@ -65,6 +67,12 @@ def rig() -> Iterator[Rig]:
 
 def random_ids(num: int, seed: int) -> IntArray:
     return np.random.default_rng(seed).integers(5, 100, num, dtype=np.int32)
+
+
+def question() -> IntArray:
+    """A prompt that the shipped models answer."""
+    message = wrap_user_message(make_user_message(TemplateName.STUDENT, (3, 4, 5)))
+    return np.asarray(encode(build_tokenizer(), [message])[0], dtype=np.int32)
 
 
 def make(rig: Rig, prompt: IntArray, name: str, *, top_k: int | None, **changes: Any) -> TeacherCompletion:
@@ -131,7 +139,10 @@ def test_requests_of_one_step_keep_their_own_k(rig: Rig) -> None:
         return await asyncio.gather(
             *(
                 rig.scoring.generate(
-                    random_ids(20, seed=k), SamplingOptions(max_tokens=9, seed=k, ignore_eos=True), f"k{k}", top_k=k
+                    random_ids(20, seed=k),
+                    SamplingOptions(max_tokens=9, seed=k, ignore_eos=True),
+                    f"k{k}",
+                    top_k=k,
                 )
                 for k in (0, 3, 50, 10_000)
             )
@@ -185,7 +196,10 @@ def test_replacement_is_a_sample_of_the_whole_distribution_at_the_temperature(ri
 
     async def draws(temperature: float) -> np.ndarray:
         verdicts = await asyncio.gather(
-            *(rig.scoring.verify(context, refused, top_k=1, temperature=temperature, seed=i) for i in range(num))
+            *(
+                rig.scoring.verify(context, refused, top_k=1, temperature=temperature, seed=i)
+                for i in range(num)
+            )
         )
         return np.asarray([v.replacement for v in verdicts])
 
@@ -198,8 +212,12 @@ def test_replacement_is_a_sample_of_the_whole_distribution_at_the_temperature(ri
 
 
 def test_a_replacement_that_ends_is_told(rig: Rig) -> None:
-    """The teacher's own answer is followed until its end token, which replaces a bad one."""
-    from trd_ray.testbed.tokenizer import load_tokenizer  # type: ignore[attr-defined]
-
-    del load_tokenizer
-    pytest.fail("replaced below")
+    answer = make(rig, question(), "answer", top_k=None, max_tokens=120, temperature=0.0, ignore_eos=False)
+    tokens = answer.completion.token_ids
+    assert answer.completion.stop_reason is StopReason.STOP
+    for position, ends in ((len(tokens) - 1, True), (len(tokens) - 2, False)):
+        bad = np.asarray([7 if tokens[position] != 7 else 8, 9], dtype=np.int32)
+        context = np.concatenate([question(), tokens[:position]])
+        verdict = rig.run(rig.scoring.verify(context, bad, top_k=1, temperature=0.0, seed=0))
+        assert (verdict.num_accepted, verdict.replacement) == (0, tokens[position])
+        assert verdict.replacement_ends is ends
