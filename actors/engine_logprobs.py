@@ -18,7 +18,7 @@ import numpy.typing as npt
 from trd_ray.types import FloatArray, TopKTargets
 
 if TYPE_CHECKING:
-    from vllm.v1.engine import EngineCoreOutput
+    from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
     from vllm.v1.engine.async_llm import AsyncLLM
 
 
@@ -69,7 +69,7 @@ def collect_arrays(llm: AsyncLLM) -> None:
     processor: Any = llm.output_processor
     add_request = processor.add_request
 
-    def add(request: Any, *args: Any, **kwargs: Any) -> None:
+    def add(request: EngineCoreRequest, *args: object, **kwargs: object) -> None:
         add_request(request, *args, **kwargs)
         params = request.sampling_params
         if params is not None and params.flat_logprobs:

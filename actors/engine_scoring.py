@@ -6,6 +6,7 @@ Axis letters: P context tokens, T response tokens, K most likely tokens of the m
 from __future__ import annotations
 
 import itertools
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,6 +21,9 @@ from trd_ray.types import (
     TeacherCompletion,
     TopKTargets,
 )
+
+if TYPE_CHECKING:
+    from vllm import RequestOutput
 
 
 class EngineScoring:
@@ -57,8 +61,8 @@ class EngineScoring:
         Raises:
             ValueError: no context, no tokens, or P + T >= `max_model_len`.
         """
-        targets, _ = await self._prefill(context_ids, token_ids, top_k=top_k, read_prefix_cache=False)
-        return targets
+        final = await self._prefill(context_ids, token_ids, top_k=top_k, read_prefix_cache=False)
+        return topk_targets(final.prompt_logprobs, len(token_ids))
 
     async def token_logprobs(self, context_ids: IntArray, token_ids: IntArray) -> FloatArray:
         """The [T] log-probability of each of `token_ids` after `context_ids` [P]."""
@@ -74,9 +78,11 @@ class EngineScoring:
         before it, from the whole distribution at `temperature`. (One 1-token request a position
         would need one round trip less, but each computes the context's last, incomplete block.)
         """
-        targets, num_cached = await self._prefill(context_ids, draft_ids, top_k=top_k, read_prefix_cache=True)
-        if num_cached > len(context_ids) - 1:
-            # The cache held the position that predicts the first drafted token, so it has no row.
+        final = await self._prefill(context_ids, draft_ids, top_k=top_k, read_prefix_cache=True)
+        if (final.num_cached_tokens or 0) < len(context_ids):
+            targets = topk_targets(final.prompt_logprobs, len(draft_ids))
+        else:
+            # The position that predicts the first drafted token was cached too: its row holds nothing.
             targets = await self.score(context_ids, draft_ids, top_k=top_k)
         inside = (targets.topk_ids == draft_ids[:, None]).any(axis=1)
         if inside.all():
@@ -94,8 +100,8 @@ class EngineScoring:
 
     async def _prefill(
         self, context_ids: IntArray, token_ids: IntArray, *, top_k: int, read_prefix_cache: bool
-    ) -> tuple[TopKTargets, int]:
-        """Targets of the tokens, and how many of the first positions hold none (they were cached)."""
+    ) -> RequestOutput:
+        """One pass over both. Rows of prompt positions that were read from the cache hold nothing."""
         if len(context_ids) == 0 or len(token_ids) == 0:
             raise ValueError(
                 f"score: got {len(context_ids)} context and {len(token_ids)} response tokens; "
@@ -107,10 +113,9 @@ class EngineScoring:
             prompt_top_k=self._clamp(top_k),
             read_prefix_cache=read_prefix_cache,
         )
-        final = await self._engine.run(
+        return await self._engine.run(
             np.concatenate([context_ids, token_ids]), params, self._request_id("score")
         )
-        return topk_targets(final.prompt_logprobs, len(token_ids)), final.num_cached_tokens or 0
 
     def _clamp(self, top_k: int) -> int:
         # More than there are would end vLLM's process.

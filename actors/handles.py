@@ -127,7 +127,7 @@ class RayTeachers:
                     where=f"teacher.{method}",
                     got="no teacher actors",
                     expected="one or more, as for any method in which a teacher generates or scores",
-                    remedy="see method.* and teacher.score: TrdConfig.teacher_group says whether there are any",
+                    remedy="see TrdConfig.teacher_group, which says whether a configuration has teachers",
                 )
             )
         return self._group

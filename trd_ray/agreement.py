@@ -1,41 +1,54 @@
-"""Whether two ways of scoring say the same: how far apart their targets are. Axis letters: T, K."""
+"""How far two programs may differ that compute the same numbers."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from trd_ray.types import TopKTargets
+from trd_ray.choices import DType
+from trd_ray.types import FloatArray
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Disagreement:
-    """Largest differences between two records of the same tokens, in nats."""
+@dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """Largest differences of per-token log-probabilities that rounding alone explains, in nats."""
 
-    token_logprob: float
-    topk_logprob: float
-    """Of the i-th most likely token, whichever it is."""
-    shared_logprob: float
-    """Of tokens that both list."""
-    unshared_margin: float
-    """How far above the other's K-th log-probability a token lies that the other does not list. Where
-    the two agree, only near-ties at the edge differ, so it is as small as the other numbers."""
+    mean: float
+    largest: float
 
 
-def compare_targets(one: TopKTargets, other: TopKTargets) -> Disagreement:
-    """Raises `ValueError` if the records are of different numbers of tokens or K."""
-    if one.topk_ids.shape != other.topk_ids.shape:
-        raise ValueError(f"compare_targets: got shapes {one.topk_ids.shape} and {other.topk_ids.shape}")
-    a, b = one.topk_logprobs.astype(np.float32), other.topk_logprobs.astype(np.float32)
-    same = one.topk_ids[:, :, None] == other.topk_ids[:, None, :]
-    apart = np.abs(a[:, :, None] - b[:, None, :])
-    edge = np.zeros(0, dtype=np.float32)
-    if a.shape[1]:
-        edge = np.concatenate([(a - b[:, -1:])[~same.any(axis=2)], (b - a[:, -1:])[~same.any(axis=1)]])
-    return Disagreement(
-        token_logprob=float(np.abs(one.token_logprobs - other.token_logprobs).max(initial=0.0)),
-        topk_logprob=float(np.abs(a - b).max(initial=0.0)),
-        shared_logprob=float(apart[same].max(initial=0.0)),
-        unshared_margin=float(np.abs(edge).max(initial=0.0)),
+# bfloat16 keeps 8 bits: a logit of 10 is off by up to 0.03, and layers add up. float32 keeps 24.
+TOLERANCES = {
+    DType.FLOAT32: Tolerance(mean=1e-4, largest=5e-3),
+    DType.BFLOAT16: Tolerance(mean=2e-2, largest=5e-1),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogprobAgreement:
+    """Differences between two programs' log-probabilities of the same tokens, in nats."""
+
+    num_tokens: int
+    mean: float
+    largest: float
+
+    def within(self, tolerance: Tolerance) -> bool:
+        return self.mean <= tolerance.mean and self.largest <= tolerance.largest
+
+
+def compare_logprobs(pairs: Sequence[tuple[FloatArray, FloatArray]]) -> LogprobAgreement:
+    """Compare [T] with [T] of each pair.
+
+    Raises `ValueError` if a pair has different lengths, or there are no tokens.
+    """
+    for index, (ours, theirs) in enumerate(pairs):
+        if ours.shape != theirs.shape:
+            raise ValueError(f"compare_logprobs: pair {index} has shapes {ours.shape} and {theirs.shape}")
+    if not any(len(ours) for ours, _ in pairs):
+        raise ValueError("compare_logprobs: no tokens; expected one or more")
+    differences = np.concatenate([np.abs(ours - theirs) for ours, theirs in pairs])
+    return LogprobAgreement(
+        num_tokens=len(differences), mean=float(differences.mean()), largest=float(differences.max())
     )

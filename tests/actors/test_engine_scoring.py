@@ -14,13 +14,17 @@ import torch
 
 from actors.engine import Engine, EngineOptions, SamplingOptions
 from actors.engine_scoring import EngineScoring
-from trd_ray.agreement import compare_targets
+from trd_ray.target_agreement import compare_targets
 from trd_ray.batching import decode_hidden
 from trd_ray.choices import DType
 from trd_ray.models import load_output_head, load_student
 from trd_ray.scoring import HiddenScorer, ScoreRequest
+from trd_ray.templates import TemplateName
+from trd_ray.testbed.corpus import make_user_message
 from trd_ray.testbed.paths import teacher_path
-from trd_ray.types import IntArray, TeacherCompletion, TopKTargets
+from trd_ray.testbed.tokenizer import build_tokenizer
+from trd_ray.testbed.training import encode, wrap_user_message
+from trd_ray.types import IntArray, StopReason, TeacherCompletion, TopKTargets
 
 pytest.importorskip("vllm")
 
@@ -63,6 +67,12 @@ def rig() -> Iterator[Rig]:
 
 def random_ids(num: int, seed: int) -> IntArray:
     return np.random.default_rng(seed).integers(5, 100, num, dtype=np.int32)
+
+
+def question() -> IntArray:
+    """A prompt that the shipped models answer."""
+    message = wrap_user_message(make_user_message(TemplateName.STUDENT, (3, 4, 5)))
+    return np.asarray(encode(build_tokenizer(), [message])[0], dtype=np.int32)
 
 
 def make(rig: Rig, prompt: IntArray, name: str, *, top_k: int | None, **changes: Any) -> TeacherCompletion:
@@ -202,8 +212,12 @@ def test_replacement_is_a_sample_of_the_whole_distribution_at_the_temperature(ri
 
 
 def test_a_replacement_that_ends_is_told(rig: Rig) -> None:
-    """The teacher's own answer is followed until its end token, which replaces a bad one."""
-    from trd_ray.testbed.tokenizer import load_tokenizer  # type: ignore[attr-defined]
-
-    del load_tokenizer
-    pytest.fail("replaced below")
+    answer = make(rig, question(), "answer", top_k=None, max_tokens=120, temperature=0.0, ignore_eos=False)
+    tokens = answer.completion.token_ids
+    assert answer.completion.stop_reason is StopReason.STOP
+    for position, ends in ((len(tokens) - 1, True), (len(tokens) - 2, False)):
+        bad = np.asarray([7 if tokens[position] != 7 else 8, 9], dtype=np.int32)
+        context = np.concatenate([question(), tokens[:position]])
+        verdict = rig.run(rig.scoring.verify(context, bad, top_k=1, temperature=0.0, seed=0))
+        assert (verdict.num_accepted, verdict.replacement) == (0, tokens[position])
+        assert verdict.replacement_ends is ends

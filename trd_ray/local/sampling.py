@@ -15,7 +15,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from trd_ray.config import SamplingConfig
 from trd_ray.errors import ModelError, describe
-from trd_ray.types import FloatArray, IntArray, StopReason
+from trd_ray.types import FloatArray, IntArray, StopReason, TopKTargets
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,6 +26,8 @@ class SampleRequest:
     """[P]"""
     sampling: SamplingConfig
     seed: int
+    top_k: int | None = None
+    """Also return the targets of the generated tokens, with so many most likely ones of each."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +39,8 @@ class Sampled:
     logprobs: FloatArray
     """[T] under the model at temperature 1."""
     stop_reason: StopReason
+    targets: TopKTargets | None = None
+    """None unless asked for."""
 
 
 def end_token_ids(path: Path, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -105,6 +109,7 @@ class _Row:
         self._generator = torch.Generator(device=device).manual_seed(request.seed)
         self._token_ids: list[int] = []
         self._logprobs: list[float] = []
+        self._topk: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def step(self, logits_V: torch.Tensor) -> int:
         """Choose the next token; a row that has stopped repeats its last one, unrecorded."""
@@ -112,7 +117,11 @@ class _Row:
             return self._token_ids[-1]
         token = choose_token(logits_V.float(), self.request.sampling, self._generator)
         self._token_ids.append(token)
-        self._logprobs.append(float(torch.log_softmax(logits_V.float(), dim=-1)[token]))
+        logprobs_V = torch.log_softmax(logits_V.float(), dim=-1)
+        self._logprobs.append(float(logprobs_V[token]))
+        if self.request.top_k is not None:
+            top = logprobs_V.topk(min(self.request.top_k, len(logprobs_V)))
+            self._topk.append((top.indices.cpu(), top.values.cpu()))
         if token in self._end_ids:
             self.stop_reason = StopReason.STOP
         elif len(self._token_ids) >= self.request.sampling.max_tokens:
@@ -121,10 +130,19 @@ class _Row:
 
     def result(self) -> Sampled:
         assert self.stop_reason is not None
+        logprobs = np.asarray(self._logprobs, dtype=np.float32)
+        targets = None
+        if self.request.top_k is not None:
+            targets = TopKTargets(
+                topk_ids=torch.stack([ids for ids, _ in self._topk]).numpy().astype(np.int32),
+                topk_logprobs=torch.stack([values for _, values in self._topk]).numpy(),
+                token_logprobs=logprobs,
+            )
         return Sampled(
             token_ids=np.asarray(self._token_ids, dtype=np.int32),
-            logprobs=np.asarray(self._logprobs, dtype=np.float32),
+            logprobs=logprobs,
             stop_reason=self.stop_reason,
+            targets=targets,
         )
 
 
