@@ -165,7 +165,7 @@ class RayWeightSync:
             raise WeightSyncError(
                 describe(
                     "engines hold other weights than the learner sent",
-                    where=f"push of policy version {report.policy_version}",
+                    where=f"push of the {group.which.value}'s weights, version {report.policy_version}",
                     got=wrong,
                     expected=report.checksum,
                     remedy="continue with --resume; if it comes again, the engine loads this architecture "

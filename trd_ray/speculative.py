@@ -110,8 +110,8 @@ def _require_sound(draft: Completion, verdict: DraftVerdict, *, asked: int) -> N
         raise ValueError(f"speculate: the generator drafted {num_drafted} tokens; expected 1 to {asked}")
     if (verdict.replacement is None) != (verdict.num_accepted == num_drafted):
         raise ValueError(
-            f"speculate: the teacher accepted {verdict.num_accepted} of {num_drafted} tokens, and replaced by "
-            f"{verdict.replacement}; expected a replacement if and only if one is refused"
+            f"speculate: the teacher accepted {verdict.num_accepted} of {num_drafted} tokens, "
+            f"replacement {verdict.replacement}; expected a replacement if and only if one is refused"
         )
 
 

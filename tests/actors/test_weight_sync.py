@@ -18,7 +18,8 @@ from actors.generator import GeneratorActor
 from actors.handles import NamedActor
 from actors.learner import LearnerRankActor
 from actors.learner_group import RayLearner
-from actors.weight_sync import RayWeightSync, ReceiverGroup
+from actors.learner_senders import Which
+from actors.weight_sync import PushGroup, RayWeightSync
 from actors.weight_transfer import WeightEndpoint
 from tests.actors.test_weight_transfer import join, receive
 from tests.tiny_models import make_tiny_qwen3
@@ -93,14 +94,16 @@ class Rig:
         sync = RayWeightSync(
             WeightSyncConfig(bucket_mib=1),
             learners=[first],
-            generators=[self.generator],
-            dtype="float32",
-            workers_per_generator=1,
+            generators=push_group(Which.STUDENT, self.generator),
+            teachers=push_group(Which.TEACHER, self.teacher),
             timeout_s=LIMIT_S,
-            teachers=ReceiverGroup(actors=(self.teacher,), dtype="float32", workers=1),
         )
         await sync.connect()
         return learner, sync
+
+
+def push_group(which: Which, actor: NamedActor) -> PushGroup:
+    return PushGroup(which=which, actors=(actor,), dtype="float32", workers_per_actor=1)
 
 
 @pytest.fixture(scope="module")
