@@ -19,7 +19,15 @@ from tests.fakes import (
     completion,
 )
 from trd_ray.buffer import TrajectoryBuffer
-from trd_ray.config import MethodConfig, PipelineConfig, RunConfig, TrdConfig
+from trd_ray.choices import Divergence, RefineGate, Reward
+from trd_ray.config import (
+    MethodConfig,
+    PipelineConfig,
+    RefineGateConfig,
+    RewardConfig,
+    RunConfig,
+    TrdConfig,
+)
 from trd_ray.data import FiniteStream
 from trd_ray.errors import RunFailedError
 from trd_ray.pipeline import Pipeline
@@ -311,3 +319,55 @@ async def test_evaluation_cut_by_a_stop_is_made_up_on_resume(tmp_path: Path):
     assert checkpoint is not None and checkpoint.learner_step == 3
     await second.pipeline.run(resume_from=checkpoint.path, evaluated={0})
     assert second.observer.evals == [3]
+
+
+async def test_a_step_that_the_gate_has_refused_whole_draws_further_problems(tmp_path: Path):
+    gate = RefineGateConfig(kind=RefineGate.ACCEPT_CORRECT)
+    run = make_run(tmp_path, method=MethodConfig(refine_gate=gate))
+    answers = iter(["bad"] * 4 + ["right"] * 100)
+    run.teacher.rewrite = lambda: completion(next(answers))
+    await run.pipeline.run()
+    first, second, *_ = run.observer.steps
+    assert (first.prompts_in, first.num_consumed, first.num_rejected) == (8, 4, 4)
+    assert first.refinement_refused_by_reason == {"refinement_wrong": 4}
+    assert second.prompts_in == 4
+    rows = list(read_trajectories(run.folder.trajectories, steps={1}))
+    keys = {(r.prompt_id, r.epoch, r.sample_index) for r in rows}
+    assert len(keys) == len(rows) == 8, "nothing is lost and nothing counted twice"
+
+
+async def test_a_gate_that_refuses_everything_ends_the_run(tmp_path: Path):
+    gate = RefineGateConfig(kind=RefineGate.ACCEPT_CORRECT)
+    run = make_run(tmp_path, method=MethodConfig(refine_gate=gate))
+    run.teacher.rewrite = lambda: completion("bad")
+    with pytest.raises(RunFailedError, match=r"0 left \(refinement_wrong\)"):
+        await run.pipeline.run()
+    assert run.learner.batches == []
+
+
+async def test_refusals_by_design_do_not_count_as_broken(tmp_path: Path):
+    gate = RefineGateConfig(kind=RefineGate.ACCEPT_CORRECT)
+    run = make_run(tmp_path, method=MethodConfig(refine_gate=gate))
+    answers = iter(["right", "bad", "bad", "bad"] * 3)
+    run.teacher.rewrite = lambda: completion(next(answers))
+    result = await run.pipeline.run()
+    assert result.learner_step == 3, "three of four refused, above max_rejected_share"
+
+
+async def test_grpo_gives_each_rollout_its_advantage_and_its_logprobs(tmp_path: Path):
+    method = MethodConfig(
+        trajectory=TrajectorySource.ROLLOUT,
+        teacher_context=TeacherContext.PROMPT,
+        divergence=Divergence.NONE,
+        reward=RewardConfig(kind=Reward.GRPO),
+    )
+    run = make_run(tmp_path, method=method)
+    run.generator.answer = lambda prompt: completion("right" if prompt.sample_index else "wrong")
+    await run.pipeline.run()
+    samples = [s for rank in run.learner.batches[0].micro_batches for mb in rank for s in mb]
+    # Two rollouts a problem, one of them right: rewards 0 and 1, mean 1/2, deviation 1/2.
+    right = completion("right").token_ids.tolist()
+    assert sorted(s.advantage for s in samples) == [-1.0, -1.0, 1.0, 1.0]
+    assert all(s.advantage == 1.0 for s in samples if s.response_ids.tolist() == right)
+    assert all(s.target is None and s.rollout_logprobs is not None for s in samples)
+    assert run.teacher.scored == []

@@ -133,3 +133,24 @@ def test_templates_pass_braces_through(template: TemplateName) -> None:
         assert values[name] in text
     for name in values.keys() - set(used):
         assert values[name] not in text
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("12+7=19\n19-5=14\n#14", None),
+        ("12+7=18\n18-5=13\n#13", ""),
+        ("12+7=19\n19-5=13\n#13", "12+7=19\n"),
+        ("\n 12+7=19\n19-5=13", "\n 12+7=19\n"),
+        ("12+7=19", "12+7=19"),
+        ("12+7=19\n19-5=14\n#14\nmore", "12+7=19\n19-5=14\n#14\n"),
+        ("", ""),
+    ],
+)
+def test_the_first_wrong_character_is_where_the_first_wrong_step_begins(text: str, kept: str | None):
+    grade = ArithmeticTask().grade(make_problem((12, 7, -5)), text)
+    if kept is None:
+        assert grade.first_wrong_char is None
+    else:
+        assert grade.first_wrong_char is not None
+        assert text[: grade.first_wrong_char] == kept
