@@ -311,3 +311,20 @@ def test_first_problems_keep_their_order(tmp_path: Path) -> None:
     assert first(source, num=3) == EXPECTED[:3] == first(source, num=3, seed=9)
     assert first(source, num=99) == EXPECTED
     assert len(first("testbed:held_out", num=4)) == 4
+
+
+@pytest.mark.parametrize("before", ["", "\ufeff", "\n  "])
+def test_one_json_list_reads_like_lines(tmp_path: Path, before: str):
+    path = tmp_path / "rows.json"
+    path.write_text(before + json.dumps(ROWS, indent=2), encoding="utf-8")
+    assert read(str(path)) == read(write_lines(tmp_path / "rows.jsonl", ROWS))
+
+
+def test_a_json_list_names_the_object_that_is_wrong(tmp_path: Path):
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([ROWS[0], "text"]), encoding="utf-8")
+    with pytest.raises(DataError, match="row 2"):
+        read(str(path))
+    path.write_text("[{]", encoding="utf-8")
+    with pytest.raises(DataError, match="the list"):
+        read(str(path))
