@@ -24,6 +24,7 @@ from trd_ray.losses import (
 
 VOCAB, WIDTH, TEACHER_WIDTH = 11, 6, 5
 GRID = divergence_grid(top_k=(3,))
+IDENTITY = LogitTransform()
 MIXED = ObjectiveOptions(
     divergence=DivergenceOptions(divergence="reverse_kl", support="top_k", top_k=3, tail="bucket"),
     gate=GATE,
@@ -66,8 +67,8 @@ def objective(
     options: ObjectiveOptions,
     *,
     chunk_size: int = 3,
-    student: LogitTransform = LogitTransform(),
-    teacher: LogitTransform = LogitTransform(),
+    student: LogitTransform = IDENTITY,
+    teacher: LogitTransform = IDENTITY,
 ) -> ObjectiveOutput:
     return chunked_objective(
         *inputs[:2],
