@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-IntArray = npt.NDArray[np.int32]
+from trd_ray.id_packing import IntArray, pack_ids, unpack_ids
+
 FloatArray = npt.NDArray[np.float32]
 
 
@@ -237,22 +238,6 @@ class TopKTargets:
     @property
     def num_tokens(self) -> int:
         return len(self.token_logprobs)
-
-
-def pack_ids(ids: IntArray) -> npt.NDArray[np.uint8]:
-    """Ids [...] >= 0 as their lowest bytes [..., W], with the smallest W in 1 to 4 that holds all."""
-    if ids.size and ids.min() < 0:
-        raise ValueError(f"pack_ids: the smallest id is {ids.min()}; expected 0 or more")
-    width = max(1, (int(ids.max(initial=0)).bit_length() + 7) // 8)
-    little = np.ascontiguousarray(ids, dtype="<u4").view(np.uint8).reshape(*ids.shape, 4)
-    return np.ascontiguousarray(little[..., :width])
-
-
-def unpack_ids(packed: npt.NDArray[np.uint8]) -> IntArray:
-    """What `pack_ids` packed."""
-    little = np.zeros((*packed.shape[:-1], 4), dtype=np.uint8)
-    little[..., : packed.shape[-1]] = packed
-    return little.view("<i4")[..., 0].astype(np.int32)
 
 
 def _unpack_topk(

@@ -14,11 +14,11 @@ import torch
 
 from actors.engine import Engine, EngineOptions, SamplingOptions
 from actors.engine_scoring import EngineScoring
-from trd_ray.target_agreement import compare_targets
 from trd_ray.batching import decode_hidden
 from trd_ray.choices import DType
 from trd_ray.models import load_output_head, load_student
 from trd_ray.scoring import HiddenScorer, ScoreRequest
+from trd_ray.target_agreement import compare_targets
 from trd_ray.templates import TemplateName
 from trd_ray.testbed.corpus import make_user_message
 from trd_ray.testbed.paths import teacher_path
