@@ -54,23 +54,27 @@ async def speculate(
     Raises:
         ValueError: a role answers with more than it was asked for, or with nothing.
     """
-    answer: IntArray = np.zeros(0, dtype=np.int32)
-    num_replaced = block = 0
+    answer = np.zeros(0, dtype=np.int32)
+    num_replaced = 0
     versions: list[int] = []
     stop: StopReason | None = None
     while stop is None:
-        asked = min(options.block_tokens, sampling.max_tokens - len(answer))
-        draft_seed, verdict_seed = _seeds(seed, block)
+        room = min(options.block_tokens, sampling.max_tokens - len(answer))
+        draft_seed, verdict_seed = _seeds(seed, len(answer))
         draft = await generator.generate(
             dataclasses.replace(
                 prompt, token_ids=np.concatenate([prompt.token_ids, answer]), seed=draft_seed
             ),
-            dataclasses.replace(sampling, max_tokens=asked),
+            dataclasses.replace(sampling, max_tokens=room),
         )
         versions += [draft.policy_version_min, draft.policy_version_max]
         if draft.stop_reason is StopReason.ABORT:
             stop = StopReason.ABORT
             break
+        if not 1 <= len(draft.token_ids) <= room:
+            raise ValueError(
+                f"speculate: the generator drafted {len(draft.token_ids)} tokens; expected 1 to {room}"
+            )
         verdict = await teacher.verify(
             np.concatenate([context_ids, answer]),
             draft.token_ids,
@@ -78,22 +82,14 @@ async def speculate(
             temperature=options.temperature,
             seed=verdict_seed,
         )
-        _require_sound(draft, verdict, asked=asked)
-        answer = np.concatenate([answer, draft.token_ids[: verdict.num_accepted]])
-        if verdict.replacement is not None:
-            answer = np.append(answer, np.int32(verdict.replacement))
-            num_replaced += 1
-            ended = verdict.replacement_ends
-            cut = False
-        else:
-            ended = draft.stop_reason is StopReason.STOP
-            # Fewer than asked and no end token: the engine's context is full.
-            cut = len(draft.token_ids) < asked
-        if ended:
+        answer = np.concatenate([answer, _block(draft, verdict)])
+        num_replaced += verdict.replacement is not None
+        # A draft that is shorter than asked and has no end token filled the engine's context.
+        full = verdict.replacement is None and len(draft.token_ids) < room
+        if _ends(draft, verdict):
             stop = StopReason.STOP
-        elif cut or len(answer) >= sampling.max_tokens:
+        elif full or len(answer) >= sampling.max_tokens:
             stop = StopReason.LENGTH
-        block += 1
     return Speculation(
         token_ids=answer,
         num_kept=len(answer) - num_replaced,
@@ -104,18 +100,28 @@ async def speculate(
     )
 
 
-def _require_sound(draft: Completion, verdict: DraftVerdict, *, asked: int) -> None:
+def _block(draft: Completion, verdict: DraftVerdict) -> IntArray:
+    """What stays of one block [1 to its length]: accepted tokens, and a replacement if one was refused."""
     num_drafted = len(draft.token_ids)
-    if not 1 <= num_drafted <= asked:
-        raise ValueError(f"speculate: the generator drafted {num_drafted} tokens; expected 1 to {asked}")
     if (verdict.replacement is None) != (verdict.num_accepted == num_drafted):
         raise ValueError(
             f"speculate: the teacher accepted {verdict.num_accepted} of {num_drafted} tokens, "
             f"replacement {verdict.replacement}; expected a replacement if and only if one is refused"
         )
+    accepted = draft.token_ids[: verdict.num_accepted]
+    if verdict.replacement is None:
+        return accepted
+    return np.append(accepted, np.int32(verdict.replacement)).astype(np.int32)
 
 
-def _seeds(seed: int, block: int) -> tuple[int, int]:
-    """Seeds in [0, 2**31) for the draft and the verdict of one block."""
-    draft, verdict = np.random.SeedSequence((seed, block)).generate_state(2) >> 1
+def _ends(draft: Completion, verdict: DraftVerdict) -> bool:
+    """The answer's last token is an end token."""
+    if verdict.replacement is None:
+        return draft.stop_reason is StopReason.STOP
+    return verdict.replacement_ends
+
+
+def _seeds(seed: int, position: int) -> tuple[int, int]:
+    """Seeds in [0, 2**31) for the draft and the verdict of the block that begins at `position`."""
+    draft, verdict = np.random.SeedSequence((seed, position)).generate_state(2) >> 1
     return int(draft), int(verdict)

@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trd_ray.packing import pack_ids, unpack_ids
+from trd_ray.id_packing import IntArray, pack_ids, unpack_ids
 
-IntArray = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]
 
 
@@ -228,7 +227,7 @@ class TopKTargets:
             )
         dtype = self.topk_logprobs.dtype
         if dtype not in (np.float16, np.float32):
-            raise ValueError(f"TopKTargets: topk_logprobs are {dtype}; expected float16 or float32")
+            raise ValueError(f"TopKTargets: topk_logprobs has dtype {dtype}; expected float16 or float32")
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled with as few bytes an id as the largest needs (3 for 151,936 tokens); nothing is lost."""

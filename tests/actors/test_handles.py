@@ -14,7 +14,7 @@ from ray.exceptions import TaskCancelledError
 
 from actors.buffer import BufferActor
 from actors.calls import call, call_all
-from actors.handles import LeastLoaded, NamedActor, RayBuffer, RayGenerators, sampling_options
+from actors.handles import LeastLoaded, NamedActor, RayBuffer, RayGenerators, RayTeachers, sampling_options
 from actors.placement import ActorRequest, actor_requests, reserve
 from tests.fakes import completion
 from trd_ray.config import GeneratorConfig, LearnerConfig, ResourceConfig, SamplingConfig, TrdConfig
@@ -27,8 +27,19 @@ pytestmark = pytest.mark.usefixtures("cluster")
 class Answering:
     """Stands for an engine: answers, waits, raises, or dies."""
 
-    async def generate(self, prompt_ids, sampling, request_id):
+    async def generate(self, prompt_ids, sampling, request_id, top_k=None):
+        if top_k is not None:
+            return (request_id, len(prompt_ids), sampling.seed, top_k)
         return completion(f"{request_id}:{sampling.max_tokens}:{len(prompt_ids)}")
+
+    async def score(self, context_ids, token_ids):
+        return (len(context_ids), len(token_ids))
+
+    async def token_logprobs(self, context_ids, token_ids):
+        return np.full(len(token_ids), -float(len(context_ids)), dtype=np.float32)
+
+    async def verify(self, context_ids, draft_ids, top_k, temperature, seed):
+        return (len(context_ids), len(draft_ids), top_k, temperature, seed)
 
     async def hang(self):
         await asyncio.sleep(3600)
@@ -152,6 +163,47 @@ async def test_generators_answer_each_sample_with_its_own_request():
     generators = RayGenerators((make_actor("g0"), make_actor("g1")), num_slots=2, timeout_s=30)
     done = await asyncio.gather(*(generators.generate(make_prompt(i), SamplingConfig()) for i in range(6)))
     assert len({c.text for c in done}) == 6
+
+
+async def test_generators_give_logprobs_of_given_tokens():
+    generators = RayGenerators((make_actor("g0"),), num_slots=2, timeout_s=30)
+    got = await generators.token_logprobs(np.zeros(3, dtype=np.int32), np.zeros(2, dtype=np.int32))
+    assert got.tolist() == [-3.0, -3.0]
+
+
+async def test_every_argument_of_a_call_reaches_the_teacher():
+    teachers = RayTeachers((make_actor("t0"),), num_slots=2, timeout_s=30)
+    three, two = np.zeros(3, dtype=np.int32), np.zeros(2, dtype=np.int32)
+    assert await teachers.generate(three, SamplingConfig(), 9, top_k=5) == ("teacher-0", 3, 9, 5)
+    assert await teachers.score(three, two) == (3, 2)
+    assert (await teachers.token_logprobs(three, two)).tolist() == [-3.0, -3.0]
+    assert await teachers.verify(three, two, top_k=25, temperature=0.2, seed=4) == (3, 2, 25, 0.2, 4)
+
+
+async def test_calls_of_a_teacher_wait_for_its_slots_and_time_out_by_name():
+    actor = make_actor("teacher-5")
+    teachers = RayTeachers((actor,), num_slots=1, timeout_s=1)
+    pid = ray.get(actor.handle.__ray_call__.remote(lambda self: os.getpid()))
+    os.kill(pid, signal.SIGSTOP)
+    two = np.zeros(2, dtype=np.int32)
+    try:
+        with pytest.raises(ActorTimeoutError, match=r"teacher-5\.verify"):
+            await teachers.verify(two, two, top_k=1, temperature=0.0, seed=0)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+
+
+async def test_no_teachers_are_fine_until_one_is_asked():
+    teachers = RayTeachers((), num_slots=1, timeout_s=1)
+    two = np.zeros(2, dtype=np.int32)
+    for method, calling in (
+        ("generate", teachers.generate(two, SamplingConfig(), 0)),
+        ("score", teachers.score(two, two)),
+        ("token_logprobs", teachers.token_logprobs(two, two)),
+        ("verify", teachers.verify(two, two, top_k=1, temperature=0.0, seed=0)),
+    ):
+        with pytest.raises(RuntimeError, match=rf"no teacher to ask[\s\S]*teacher\.{method}"):
+            await calling
 
 
 async def test_buffer_over_ray_is_first_in_first_out():

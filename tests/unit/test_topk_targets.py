@@ -13,11 +13,12 @@ from transformers import AutoTokenizer
 
 from tests.tiny_models import make_tiny_qwen3
 from trd_ray.config import SamplingConfig, SpeculativeConfig
+from trd_ray.id_packing import pack_ids, unpack_ids
 from trd_ray.local.engine import LocalEngine, LocalGenerator, LocalTeacher
 from trd_ray.models import load_student
 from trd_ray.speculative import speculate
 from trd_ray.target_agreement import compare_targets
-from trd_ray.types import IntArray, Problem, Prompt, TopKTargets, pack_ids, unpack_ids
+from trd_ray.types import IntArray, Problem, Prompt, TopKTargets
 
 CONTEXT = np.arange(5, 17, dtype=np.int32)
 
