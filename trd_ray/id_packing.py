@@ -5,10 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-IntArray = npt.NDArray[np.int32]
 
-
-def pack_ids(ids: IntArray) -> npt.NDArray[np.uint8]:
+def pack_ids(ids: npt.NDArray[np.int32]) -> npt.NDArray[np.uint8]:
     """Ids [...] >= 0 as their lowest bytes [..., W], with the smallest W in 1 to 4 that holds all."""
     if ids.size and ids.min() < 0:
         raise ValueError(f"pack_ids: the smallest id is {ids.min()}; expected 0 or more")
@@ -17,7 +15,7 @@ def pack_ids(ids: IntArray) -> npt.NDArray[np.uint8]:
     return np.ascontiguousarray(little[..., :width])
 
 
-def unpack_ids(packed: npt.NDArray[np.uint8]) -> IntArray:
+def unpack_ids(packed: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
     """What `pack_ids` packed."""
     little = np.zeros((*packed.shape[:-1], 4), dtype=np.uint8)
     little[..., : packed.shape[-1]] = packed

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trd_ray.id_packing import IntArray, pack_ids, unpack_ids
+from trd_ray.id_packing import pack_ids, unpack_ids
 
+IntArray = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]
 
 

@@ -99,9 +99,10 @@ class LocalGenerator:
 class LocalTeacher:
     """Implements `Teacher`. A moving teacher's model is moved in place by the learner."""
 
-    def __init__(self, engine: LocalEngine, scorer: AsyncScorer | None, *, top_k: int = 0) -> None:
+    def __init__(self, engine: LocalEngine | None, scorer: AsyncScorer | None, *, top_k: int = 0) -> None:
         """
         Args:
+            engine: None for a method that asks no teacher anything.
             scorer: None if hidden states are not asked for: then `score` gives log-probabilities.
             top_k: of `score` without a scorer; 0 for the tokens' own alone.
         """
@@ -112,19 +113,25 @@ class LocalTeacher:
     async def generate(
         self, prompt_ids: IntArray, sampling: SamplingConfig, seed: int, *, top_k: int | None = None
     ) -> TeacherCompletion:
-        return await self._engine.generate(prompt_ids, sampling, seed=seed, top_k=top_k)
+        return await self._served.generate(prompt_ids, sampling, seed=seed, top_k=top_k)
+
+    @property
+    def _served(self) -> LocalEngine:
+        if self._engine is None:
+            raise RuntimeError("LocalTeacher: there is no teacher; the method asks it nothing")
+        return self._engine
 
     async def score(self, context_ids: IntArray, token_ids: IntArray) -> TeacherHidden | TopKTargets:
         if self._scorer is not None:
             return await self._scorer.score(context_ids, token_ids)
-        return await self._engine.score(context_ids, token_ids, top_k=self._top_k)
+        return await self._served.score(context_ids, token_ids, top_k=self._top_k)
 
     async def token_logprobs(self, context_ids: IntArray, token_ids: IntArray) -> FloatArray:
-        return (await self._engine.score(context_ids, token_ids, top_k=0)).token_logprobs
+        return (await self._served.score(context_ids, token_ids, top_k=0)).token_logprobs
 
     async def verify(
         self, context_ids: IntArray, draft_ids: IntArray, *, top_k: int, temperature: float, seed: int
     ) -> DraftVerdict:
-        return await self._engine.verify(
+        return await self._served.verify(
             context_ids, draft_ids, top_k=top_k, temperature=temperature, seed=seed
         )
