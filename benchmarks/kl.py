@@ -68,6 +68,8 @@ class Measured:
     """One fresh process."""
 
     seconds: float
+    cpu_seconds: float
+    """Of all threads; less moved than `seconds` by what else runs on the machine."""
     peak_bytes: int
     """Above what was resident before the measured call: inputs, libraries."""
     loss: float
@@ -237,10 +239,10 @@ def measure(variant: str, size: Size, folder: Path, *, keep: bool) -> Measured:
         compute(inputs.first(min(size.tokens, size.peer_chunk)), size).backward()
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from VmRSS
     before = status_bytes("VmRSS")
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     loss = compute(inputs, size)
     loss.backward()
-    seconds = time.perf_counter() - start
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     peak = status_bytes("VmHWM") - before
     gradients = (inputs.student_hidden.grad, inputs.student_head.grad)
     difference = 0.0
@@ -253,7 +255,9 @@ def measure(variant: str, size: Size, folder: Path, *, keep: bool) -> Measured:
             for got, want in zip(gradients, expected, strict=True)
             if got is not None
         )
-    return Measured(seconds=seconds, peak_bytes=peak, loss=loss.item(), difference=difference)
+    return Measured(
+        seconds=seconds, cpu_seconds=cpu_seconds, peak_bytes=peak, loss=loss.item(), difference=difference
+    )
 
 
 def measure_apart(variant: str, size: Size, folder: Path, *, keep: bool, threads: int) -> Measured | str:
@@ -309,7 +313,8 @@ def print_row(name: str, runs: list[Measured], base: list[Measured]) -> None:
     print(
         f"{name:15} {peak / 1e6:9.0f} {memory_ratio:>9} {statistics.median(seconds):9.2f} "
         f"{min(seconds):6.2f}-{max(seconds):<6.2f} {time_ratio:>9} "
-        f"{runs[0].loss:10.5f} {runs[0].difference:10.1e}"
+        f"{statistics.median(run.cpu_seconds for run in runs):8.1f} {runs[0].loss:10.5f} "
+        f"{runs[0].difference:10.1e}"
     )
 
 

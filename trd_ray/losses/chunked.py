@@ -1,6 +1,8 @@
 """The loss from hidden states: exact full-vocabulary values and gradients without `[N, V]`.
 
-Logits of `chunk_size` tokens exist at a time, on either side.
+Logits of `chunk_size` tokens exist at a time, on either side, and the student's become their gradient
+in place. Products want many rows at once, since each reads the whole head; the arithmetic between
+them does not care, and so takes few, whose intermediate values need little room.
 
 - `chunked_objective` knows the weight of each token, so it makes the gradients in the forward pass,
   chunk by chunk, from the logits that it has anyway.
@@ -44,6 +46,9 @@ from trd_ray.losses.rows import (
     teacher_from_top_k,
     token_terms,
 )
+
+ROWS_AT_ONCE = 32
+"""Tokens whose `[n, V]` intermediate values exist at a time."""
 
 
 def chunked_token_divergence(
@@ -179,7 +184,10 @@ class _Chunks:
         if isinstance(teacher, HiddenTeacher):
             self._teacher_rows = matmul_ready(teacher.head[: job.vocab_size], teacher.hidden)
         most = min(job.chunk_size, max(1, len(hidden)))
-        self._buffers = Buffers(rows=most, vocab=job.vocab_size, dtype=self.dtype, device=hidden.device)
+        vocab, device = job.vocab_size, hidden.device
+        self._logits_room = Buffers(rows=most, vocab=vocab, dtype=self.dtype, device=device)
+        most = min(most, ROWS_AT_ONCE)
+        self._work = Buffers(rows=most, vocab=vocab, dtype=self.dtype, device=device)
         self.grad_hidden: Tensor | None = None
         self.grad_head: Tensor | None = None
 
@@ -192,21 +200,59 @@ class _Chunks:
     def slices(self) -> list[slice]:
         return [slice(i, i + self._job.chunk_size) for i in range(0, len(self._hidden), self._job.chunk_size)]
 
-    def terms(self, chunk: slice, weights: Tensor | None) -> RowTerms:
-        """Values of one chunk. With weights [n], its gradients are added to the sums."""
-        job = self._job
+    def terms(self, chunk: slice, weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Values [n] of one chunk and, if it has tokens, their log-probabilities [n].
+
+        With weights [n], the gradients of the chunk are added to the sums.
+        """
         hidden = self._hidden[chunk]
-        tokens = None if job.tokens is None else _rows_of(job.tokens, chunk, self.dtype)
-        teacher = self._teacher_terms(chunk, None if tokens is None else tokens.target_ids)
         logits = self._logits(hidden, self._rows, "student")
+        teacher_logits = None
+        if isinstance(self._teacher, HiddenTeacher):
+            teacher_logits = self._logits(self._teacher.hidden[chunk], self._teacher_rows, "teacher")
+        made = []
+        for start in range(0, len(hidden), ROWS_AT_ONCE):
+            rows = slice(start, min(start + ROWS_AT_ONCE, len(hidden)))
+            whole = slice(chunk.start + rows.start, chunk.start + rows.stop)
+            made.append(
+                self._row_terms(
+                    whole,
+                    logits[rows],
+                    None if teacher_logits is None else teacher_logits[rows],
+                    None if weights is None else weights[rows],
+                )
+            )
+        if weights is not None:
+            self._add(chunk, hidden, logits)  # which hold the gradient now
+        logprobs = [terms.target_logprobs for terms in made if terms.target_logprobs is not None]
+        return torch.cat([terms.values for terms in made]), torch.cat(logprobs) if logprobs else None
+
+    def _row_terms(
+        self, whole: slice, logits: Tensor, teacher_logits: Tensor | None, weights: Tensor | None
+    ) -> RowTerms:
+        """Of a few rows; the logits become their gradient if there are weights."""
+        job = self._job
+        tokens = None if job.tokens is None else _rows_of(job.tokens, whole, self.dtype)
+        teacher = TeacherRows()
+        if isinstance(self._teacher, TopKTeacher):
+            teacher = teacher_from_top_k(
+                self._teacher,
+                whole,
+                options=job.options.divergence,
+                vocab_size=job.vocab_size,
+                dtype=self.dtype,
+            )
+        elif self._teacher is not None and teacher_logits is not None:
+            transform_logits(teacher_logits, self._teacher.transform)
+            target_ids = None if tokens is None else tokens.target_ids
+            teacher = teacher_from_logits(teacher_logits, target_ids, options=job.options, buffers=self._work)
         slope = None
         if weights is not None and job.transform.softcap is not None:
-            slope = self._buffers.get("transform", len(hidden))
+            slope = self._work.get("transform", len(logits))
         transform_logits(logits, job.transform, slope)
-        terms = token_terms(logits, teacher, tokens, weights, options=job.options, buffers=self._buffers)
+        terms = token_terms(logits, teacher, tokens, weights, options=job.options, buffers=self._work)
         if terms.gradient is not None:
             transform_gradient(terms.gradient, job.transform, slope)
-            self._add(chunk, hidden, terms.gradient)
         return terms
 
     def _add(self, chunk: slice, hidden: Tensor, gradient: Tensor) -> None:
@@ -215,20 +261,8 @@ class _Chunks:
         if self.grad_head is not None:
             add_product(self.grad_head[: self._job.vocab_size], gradient.T, hidden)
 
-    def _teacher_terms(self, chunk: slice, target_ids: Tensor | None) -> TeacherRows:
-        job, teacher = self._job, self._teacher
-        if isinstance(teacher, TopKTeacher):
-            return teacher_from_top_k(
-                teacher, chunk, options=job.options.divergence, vocab_size=job.vocab_size, dtype=self.dtype
-            )
-        if teacher is None:
-            return TeacherRows()
-        logits = self._logits(teacher.hidden[chunk], self._teacher_rows, "teacher")
-        transform_logits(logits, teacher.transform)
-        return teacher_from_logits(logits, target_ids, options=job.options, buffers=self._buffers)
-
     def _logits(self, hidden: Tensor, rows: Tensor, name: str) -> Tensor:
-        return product(hidden, rows.T, out=self._buffers.get(name, len(hidden))).to(self.dtype)
+        return product(hidden, rows.T, out=self._logits_room.get(name, len(hidden))).to(self.dtype)
 
 
 class _ChunkedDivergence(torch.autograd.Function):
@@ -256,7 +290,7 @@ class _ChunkedDivergence(torch.autograd.Function):
         )
         values = torch.empty(len(student_hidden), dtype=walk.dtype, device=student_hidden.device)
         for chunk in walk.slices():
-            values[chunk] = walk.terms(chunk, None).values
+            values[chunk], _ = walk.terms(chunk, None)
         return values
 
     @staticmethod
@@ -288,10 +322,10 @@ class _Objective(torch.autograd.Function):
         weights = tokens.weights.to(walk.dtype)
         values, logprobs = torch.empty_like(weights), torch.empty_like(weights)
         for chunk in walk.slices():
-            terms = walk.terms(chunk, weights[chunk] if needs_hidden or needs_head else None)
-            values[chunk] = terms.values
-            assert terms.target_logprobs is not None
-            logprobs[chunk] = terms.target_logprobs
+            some = weights[chunk] if needs_hidden or needs_head else None
+            values[chunk], of_targets = walk.terms(chunk, some)
+            assert of_targets is not None
+            logprobs[chunk] = of_targets
         ctx.save_for_backward(walk.grad_hidden, walk.grad_head)  # type: ignore[arg-type]
         ctx.head_dtype = student_head.dtype  # type: ignore[attr-defined]
         ctx.mark_non_differentiable(values, logprobs)
