@@ -64,8 +64,8 @@ class ArrayLogprobsProcessor:
             self.prompt_logprobs.add(tensors.logprob_token_ids.numpy(), tensors.logprobs.numpy())
 
 
-def collect_arrays(llm: AsyncLLM) -> None:
-    """Make an engine's outputs carry `LogprobArrays` for flat logprobs, in place of lists of numbers."""
+def collect_arrays(llm: AsyncLLM) -> AsyncLLM:
+    """Make an engine's outputs carry `LogprobArrays` for flat logprobs, not lists of numbers; returns it."""
     processor: Any = llm.output_processor
     add_request = processor.add_request
 
@@ -79,6 +79,7 @@ def collect_arrays(llm: AsyncLLM) -> None:
             )
 
     processor.add_request = add
+    return llm
 
 
 def token_logprobs(arrays: object, num_tokens: int) -> FloatArray:

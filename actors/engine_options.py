@@ -100,9 +100,8 @@ def start_llm(options: EngineOptions) -> AsyncLLM:
                 remedy="set the engine's device to it, or install the other build",
             )
         )
-    llm = AsyncLLM.from_engine_args(_engine_args(AsyncEngineArgs, options))
-    collect_arrays(llm)
-    return llm
+    # In no variable here: imports of vLLM keep this frame, and the engine would be kept with it.
+    return collect_arrays(AsyncLLM.from_engine_args(_engine_args(AsyncEngineArgs, options)))
 
 
 def _engine_args(factory: type[AsyncEngineArgs], options: EngineOptions) -> AsyncEngineArgs:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trd_ray.id_packing import pack_ids, unpack_ids
+from trd_ray.id_packing import PackedIds, pack_ids, unpack_ids
 
 IntArray = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]
@@ -226,12 +226,11 @@ class TopKTargets:
                 f"TopKTargets: topk_ids has shape {shape}, topk_logprobs {self.topk_logprobs.shape}, "
                 f"token_logprobs {self.token_logprobs.shape}; expected [T, K], [T, K] and [T]"
             )
-        dtype = self.topk_logprobs.dtype
-        if dtype not in (np.float16, np.float32):
-            raise ValueError(f"TopKTargets: topk_logprobs has dtype {dtype}; expected float16 or float32")
+        if self.topk_logprobs.dtype not in (np.float16, np.float32):
+            raise ValueError(f"TopKTargets: topk_logprobs are {self.topk_logprobs.dtype}, not float16 or 32")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled with as few bytes an id as the largest needs (3 for 151,936 tokens); nothing is lost."""
+        """Pickled with as few bits an id as the largest needs; nothing is lost."""
         return _unpack_topk, (pack_ids(self.topk_ids), self.topk_logprobs, self.token_logprobs)
 
     @property
@@ -239,12 +238,8 @@ class TopKTargets:
         return len(self.token_logprobs)
 
 
-def _unpack_topk(
-    packed: npt.NDArray[np.uint8], topk_logprobs: npt.NDArray[np.floating[Any]], token_logprobs: FloatArray
-) -> TopKTargets:
-    return TopKTargets(
-        topk_ids=unpack_ids(packed), topk_logprobs=topk_logprobs, token_logprobs=token_logprobs
-    )
+def _unpack_topk(ids: PackedIds, topk: npt.NDArray[np.floating[Any]], own: FloatArray) -> TopKTargets:
+    return TopKTargets(topk_ids=unpack_ids(ids), topk_logprobs=topk, token_logprobs=own)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
