@@ -10,9 +10,11 @@ from transformers import PreTrainedTokenizerBase
 
 from trd_ray.config import TrdConfig
 from trd_ray.data import ProblemStream, load_first_problems, load_problems
+from trd_ray.end_token import answer_end_token
 from trd_ray.evaluation import eval_prompts
 from trd_ray.evaluator import Evaluator
 from trd_ray.interfaces import Buffer, Generator, Learner, Teacher, WeightSync
+from trd_ray.local.sampling import end_token_ids
 from trd_ray.locate import FailureLocator, make_locator, require_steps
 from trd_ray.models import load_tokenizer, resolve_model, shared_vocab_size
 from trd_ray.observer import Observer
@@ -81,7 +83,7 @@ def read_inputs(config: TrdConfig) -> RunInputs:
         vocab_size=vocab_size,
         tokenizer=tokenizer,
         task=task,
-        prompts=_prompt_builder(config, tokenizer, teacher_tokenizer),
+        prompts=_prompt_builder(config, student_path, tokenizer, teacher_tokenizer),
         stream=load_problems(
             config.data.train,
             config.data.columns,
@@ -152,7 +154,10 @@ def max_student_prompt(config: TrdConfig) -> int:
 
 
 def _prompt_builder(
-    config: TrdConfig, tokenizer: PreTrainedTokenizerBase, teacher_tokenizer: PreTrainedTokenizerBase
+    config: TrdConfig,
+    student_path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    teacher_tokenizer: PreTrainedTokenizerBase,
 ) -> PromptBuilder:
     teacher = config.teacher
     return PromptBuilder(
@@ -168,8 +173,10 @@ def _prompt_builder(
         ),
         max_student_prompt=max_student_prompt(config),
         max_teacher_prompt=teacher.engine.max_model_len - teacher.sampling.max_tokens,
-        max_scored=teacher.engine.max_model_len,
+        # An engine that scores always samples one token more, for which there must be room.
+        max_scored=teacher.engine.max_model_len - 1,
         max_trained=config.generator.engine.max_model_len,
+        end_token_id=answer_end_token(tokenizer, end_token_ids(student_path, tokenizer)),
         privileged=config.method.privileged,
     )
 

@@ -38,6 +38,11 @@ class FailureLocator(Protocol):
         """It looks at a rewrite of the whole rollout."""
         ...
 
+    @property
+    def asks_teacher(self) -> bool:
+        """It has the teacher read the rollout, for which context and rollout must fit together."""
+        ...
+
     async def first_bad_token(self, rollout: Rollout, evidence: Evidence) -> int | None:
         """Index of the first token that is not kept, 0 to the rollout's length; None if all are good."""
         ...
@@ -49,6 +54,7 @@ class GraderLocator:
 
     tokenizer: PreTrainedTokenizerBase
     needs_rewrite: bool = False
+    asks_teacher: bool = False
 
     async def first_bad_token(self, rollout: Rollout, evidence: Evidence) -> int | None:
         wrong_at = rollout.grade.first_wrong_char
@@ -65,13 +71,15 @@ class TeacherProbabilityLocator:
     teacher: Teacher
     threshold: float
     needs_rewrite: bool = False
+    asks_teacher: bool = True
 
     async def first_bad_token(self, rollout: Rollout, evidence: Evidence) -> int | None:
         token_ids = rollout.completion.token_ids
         if len(token_ids) == 0:
             return 0
         logprobs = await self.teacher.token_logprobs(evidence.context_ids, token_ids)
-        bad = np.flatnonzero(logprobs < math.log(self.threshold))
+        # So put, a logprob that is no number is not taken for a good one.
+        bad = np.flatnonzero(~(logprobs >= math.log(self.threshold)))
         return int(bad[0]) if len(bad) else None
 
 
@@ -80,6 +88,7 @@ class FirstDifferenceLocator:
     """The first token at which a rewrite of the whole rollout differs from it."""
 
     needs_rewrite: bool = True
+    asks_teacher: bool = False
 
     async def first_bad_token(self, rollout: Rollout, evidence: Evidence) -> int | None:
         assert evidence.rewrite_ids is not None  # asked for by `needs_rewrite`

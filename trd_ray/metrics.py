@@ -22,6 +22,7 @@ from trd_ray.trajectory_metrics import (
     length_ratio_mean,
     mean_of,
     num_accepted,
+    num_generated_tokens,
     refused_by_reason,
     support_mean,
 )
@@ -89,12 +90,15 @@ class StepMetrics:
     """The whole step; the sum of the six above."""
     num_rollout_tokens: int
     num_refined_tokens: int
+    """Of a spliced trajectory, those that the teacher added."""
     rollout_length_mean: float | None
     """Tokens a rollout; None if the student answered nothing."""
     refined_length_mean: float | None
     """Tokens a refinement; None if nothing was refined."""
+    num_generated_tokens: int
+    """Rollouts, refinements, and whatever else the student or the teacher wrote."""
     tokens_per_s: float
-    """Tokens generated, rollouts and refinements, per second of the whole step."""
+    """Generated tokens per second of the whole step."""
     prompts_in: int
     """Prompts in the pipeline during the step: left pending by the one before, and new ones."""
     prompts_pending: int
@@ -173,7 +177,7 @@ def step_metrics(
     refined = _refined(trajectories)
     num_rollout_tokens = sum(len(r.completion.token_ids) for r in rollouts)
     num_refined_tokens = sum(len(r.completion.token_ids) for _, r in refined)
-    num_tokens = num_rollout_tokens + num_refined_tokens
+    num_generated = num_generated_tokens(trajectories)
     return StepMetrics(
         learner_step=step.learner_step,
         policy_version=step.policy_version,
@@ -208,7 +212,8 @@ def step_metrics(
         num_refined_tokens=num_refined_tokens,
         rollout_length_mean=num_rollout_tokens / len(rollouts) if rollouts else None,
         refined_length_mean=num_refined_tokens / len(refined) if refined else None,
-        tokens_per_s=num_tokens / times.step_s if times.step_s > 0 else 0.0,
+        num_generated_tokens=num_generated,
+        tokens_per_s=num_generated / times.step_s if times.step_s > 0 else 0.0,
         prompts_in=prompts_in,
         prompts_pending=prompts_pending,
     )

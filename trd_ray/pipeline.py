@@ -152,13 +152,13 @@ class Pipeline:
     async def _produce_step(self) -> tuple[Trajectory, ...]:
         """Trajectories of one step, in the order of their prompts.
 
-        Where the refinement gate has refused every one, as it may by design, further problems are drawn
-        into the same step, until one is left to learn from.
+        Where nothing is left to learn from because the refinement gate has refused, as it may by design,
+        further problems are drawn into the same step. A few broken ones among the refused do not end that.
         """
         trajectories: tuple[Trajectory, ...] = ()
         for _ in range(_MOST_ROUNDS):
             trajectories += await self._produce_round()
-            if not all(_by_design(t) for t in trajectories):
+            if any(t.outcome is Outcome.CONSUMED for t in trajectories) or self._is_broken(trajectories):
                 break
         return trajectories
 
@@ -244,22 +244,33 @@ class Pipeline:
         self, trajectories: tuple[Trajectory, ...], consumed: tuple[Trajectory, ...]
     ) -> None:
         """End the run, with a checkpoint, if too little of a step is left to learn from."""
-        broken = [t for t in trajectories if t.outcome is Outcome.REJECTED and not _by_design(t)]
-        rejected_share = len(broken) / len(trajectories)
-        if consumed and rejected_share <= self._config.pipeline.max_rejected_share:
+        is_broken = self._is_broken(trajectories)
+        if consumed and not is_broken:
             return
         await self._checkpoint()
         reasons = sorted({t.reason.value for t in trajectories if t.outcome is Outcome.REJECTED})
+        what = "too many trajectories of one step were rejected"
+        remedy = (
+            "more teacher.sampling.max_tokens or a larger teacher.engine.max_model_len against truncation"
+        )
+        if not is_broken:
+            what = "the refinement gate leaves nothing to learn from"
+            remedy = "method.refine_gate.on_refusal=rollout or another method.refine_gate.kind"
         raise RunFailedError(
             describe(
-                "too many trajectories of one step were rejected",
-                where=f"step {self._state.learner_step + 1}",
-                got=f"{rejected_share:.0%} rejected, {len(consumed)} left ({', '.join(reasons)})",
+                what,
+                where=f"step {self._state.learner_step + 1}, {len(trajectories)} trajectories",
+                got=f"{_broken_share(trajectories):.0%} rejected, {len(consumed)} left "
+                f"({', '.join(reasons)})",
                 expected=f"at most {self._config.pipeline.max_rejected_share:.0%}, and one to learn from",
-                remedy="read the step's trajectories/*.parquet, then --resume: more "
-                "teacher.sampling.max_tokens or a larger teacher.engine.max_model_len against truncation",
+                remedy=f"read the step's trajectories/*.parquet, then --resume: {remedy}",
             )
         )
+
+    def _is_broken(self, trajectories: tuple[Trajectory, ...]) -> bool:
+        """More of them are rejected than the run puts up with; refusals by design are none of those."""
+        share = _broken_share(trajectories)
+        return share == 1.0 or share > self._config.pipeline.max_rejected_share
 
     def _batch(self, consumed: tuple[Trajectory, ...]) -> TrainingBatch:
         return make_training_batch(
@@ -323,8 +334,9 @@ def _prompt_key(prompt: Prompt) -> tuple[str, int, int]:
     return prompt.problem.prompt_id, prompt.epoch, prompt.sample_index
 
 
-def _by_design(trajectory: Trajectory) -> bool:
-    return trajectory.reason in REFUSED_BY_DESIGN
+def _broken_share(trajectories: tuple[Trajectory, ...]) -> float:
+    broken = [t for t in trajectories if t.outcome is Outcome.REJECTED and t.reason not in REFUSED_BY_DESIGN]
+    return len(broken) / len(trajectories)
 
 
 def _training_sample(trajectory: Trajectory, *, advantage: float) -> TrainingSample:

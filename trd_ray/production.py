@@ -23,8 +23,9 @@ from trd_ray.seeds import derive_seed
 from trd_ray.speculative import Speculation, speculate
 from trd_ray.stage_clock import Stage
 from trd_ray.step_stages import StepStages
+from trd_ray.targets import is_sound
 from trd_ray.tasks.base import Task
-from trd_ray.trajectories import make, never_made, of_rollout
+from trd_ray.trajectories import make, never_made, of_rollout, rejected
 from trd_ray.types import (
     DeferredTarget,
     Grade,
@@ -35,7 +36,6 @@ from trd_ray.types import (
     RejectReason,
     Rollout,
     StopReason,
-    Target,
     TeacherContext,
     Trajectory,
     TrajectorySource,
@@ -75,7 +75,9 @@ class Producer:
         trajectory = await self._complete(prompt, rollout, speculation, stages)
         await stages.wait()
         if self.method.scores and trajectory.outcome is Outcome.CONSUMED and trajectory.target is None:
-            trajectory = dataclasses.replace(trajectory, target=await self._target(trajectory, stages))
+            trajectory = await self._score(trajectory, stages)
+        if trajectory.target is not None and not is_sound(trajectory.target):
+            trajectory = rejected(trajectory, RejectReason.NON_FINITE)
         await self.buffer.put(trajectory)
 
     async def _complete(
@@ -114,11 +116,16 @@ class Producer:
             fused=self.score is ScoreMethod.FUSED,
         )
 
-    async def _target(self, trajectory: Trajectory, stages: StepStages) -> Target:
+    async def _score(self, trajectory: Trajectory, stages: StepStages) -> Trajectory:
+        context_ids, token_ids = trajectory.teacher_context_ids, trajectory.token_ids
         if self.score is ScoreMethod.LEARNER:
-            return DeferredTarget(context_ids=trajectory.teacher_context_ids)
+            return dataclasses.replace(trajectory, target=DeferredTarget(context_ids=context_ids))
+        by_engine = self.score in (ScoreMethod.PREFILL, ScoreMethod.FUSED)
+        if by_engine and len(context_ids) + len(token_ids) > self.prompts.max_scored:
+            return rejected(trajectory, RejectReason.PROMPT_TOO_LONG)
         with stages.stage(Stage.SCORE):
-            return await self.teacher.score(trajectory.teacher_context_ids, trajectory.token_ids)
+            target = await self.teacher.score(context_ids, token_ids)
+        return dataclasses.replace(trajectory, target=target)
 
     async def _roll_out(self, prompt: Prompt) -> Rollout:
         completion = await self.generator.generate(prompt, self.rollout_sampling)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trd_ray.errors import DataError, ModelError, describe
+from trd_ray.errors import DataError, describe
 from trd_ray.refinement import (
     PrivilegedPrompt,
     PromptFormat,
@@ -31,9 +31,12 @@ class PromptBuilder:
     max_teacher_prompt: int
     """The teachers' context less the output budget of a refinement, in tokens."""
     max_scored: int
-    """The teachers' context: teacher context and trajectory together, in tokens."""
+    """Longest teacher context and trajectory together, in tokens: what an engine of the teachers can read
+    and still sample one token, which it always does."""
     max_trained: int
     """The student's: prompt and trajectory together, in tokens."""
+    end_token_id: int
+    """Ends an answer of the student."""
     privileged: bool
     """Refinement prompts hold the reference solution."""
 
@@ -66,21 +69,10 @@ class PromptBuilder:
     def reference(self, problem: Problem) -> IntArray:
         """The reference solution as the student would say it: its tokens [T] and the end token.
 
-        Raises `DataError` if the problem has none, `ModelError` if the tokenizer has no end token.
+        Raises `DataError` if the problem has none.
         """
-        tokenizer = self.student_format.tokenizer
-        if tokenizer.eos_token_id is None:
-            raise ModelError(
-                describe(
-                    "the student's tokenizer has no end token",
-                    where=str(tokenizer.name_or_path),
-                    got="eos_token is not set",
-                    expected="the token that ends an answer",
-                    remedy="set eos_token in tokenizer_config.json",
-                )
-            )
-        solution = text_ids(tokenizer, require_reference(problem))
-        return np.append(solution, np.int32(tokenizer.eos_token_id)).astype(np.int32)
+        solution = text_ids(self.student_format.tokenizer, require_reference(problem))
+        return np.append(solution, np.int32(self.end_token_id)).astype(np.int32)
 
     def text(self, token_ids: IntArray) -> str:
         """Tokens decoded without special tokens, for graders and people."""
@@ -89,7 +81,11 @@ class PromptBuilder:
     def answer_context(self, prompt: Prompt, *, num_tokens: int) -> IntArray | PromptTooLong:
         """What a teacher sees that answers by itself, with room for `num_tokens` [P']."""
         context = TeacherContext.PRIVILEGED if self.privileged else TeacherContext.PROMPT
-        return self.score_context(prompt, None, context=context, num_tokens=num_tokens)
+        ids = self.score_context(prompt, None, context=context, num_tokens=num_tokens)
+        room = self.max_scored - num_tokens
+        if not isinstance(ids, PromptTooLong) and len(ids) > room:
+            return PromptTooLong(num_tokens=len(ids), max_prompt_tokens=room)
+        return ids
 
     def score_context(
         self, prompt: Prompt, refine: RefinePrompt | None, *, context: TeacherContext, num_tokens: int

@@ -6,6 +6,8 @@ a run, unlike a refinement that is broken.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from trd_ray.choices import RefineGate
@@ -42,6 +44,8 @@ async def refuse(
             return RejectReason.REFINEMENT_WORSE
         case RefineGate.MIN_SUPPORT:
             support = await _support(rollout, token_ids, generator)
+            if math.isnan(support):
+                return RejectReason.NON_FINITE
             return RejectReason.LOW_SUPPORT if support < -gate.min_support else RejectReason.NONE
     return RejectReason.NONE
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from trd_ray.choices import OnRefusal
+from trd_ray.choices import OnRefusal, RefineGate
 from trd_ray.config import MethodConfig, SamplingConfig
 from trd_ray.interfaces import Generator, Teacher
 from trd_ray.locate import Evidence, FailureLocator
@@ -45,6 +45,11 @@ class _Rewrite:
     reason: RejectReason
     """Why it is broken; `NONE` if it is not."""
 
+    @property
+    def num_opening(self) -> int:
+        """Tokens of the rollout that stand before what the teacher wrote; 0 where it wrote all anew."""
+        return len(self.token_ids) - len(self.refinement.completion.token_ids)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Refiner:
@@ -77,16 +82,25 @@ class Refiner:
             return self._refused(rollout, None, rewrite)
         reason = rewrite.reason
         if reason is RejectReason.NONE:
-            reason = await refuse(
-                rollout,
-                rewrite.token_ids,
-                rewrite.refinement.grade,
-                gate=self.method.refine_gate,
-                generator=self.generator,
-            )
+            reason = await self._gate(rollout, rewrite)
         if reason is not RejectReason.NONE:
             return self._refused(rollout, rewrite, reason)
         return self._trained(rollout, rewrite, prompt)
+
+    async def _gate(self, rollout: Rollout, rewrite: _Rewrite) -> RejectReason:
+        gate = self.method.refine_gate
+        num_tokens = len(rollout.prompt.token_ids) + len(rewrite.token_ids)
+        # An engine that scores samples a token too, which is dropped: hence at least one must be free.
+        if gate.kind is RefineGate.MIN_SUPPORT and num_tokens >= self.prompts.max_trained:
+            return RejectReason.PROMPT_TOO_LONG
+        return await refuse(
+            rollout, rewrite.token_ids, rewrite.refinement.grade, gate=gate, generator=self.generator
+        )
+
+    def _teacher_can_read(self, context_ids: IntArray, token_ids: IntArray) -> bool:
+        """Not asked of a locator that asks no teacher: it needs no room."""
+        needs = self.locator is not None and self.locator.asks_teacher
+        return not needs or len(context_ids) + len(token_ids) <= self.prompts.max_scored
 
     async def _rewrite(self, rollout: Rollout, prompt: RefinePrompt) -> _Rewrite:
         answer = await self.teacher.generate(
@@ -118,6 +132,8 @@ class Refiner:
         )
         if isinstance(context, PromptTooLong):
             return RejectReason.PROMPT_TOO_LONG
+        if rewrite is None and not self._teacher_can_read(context, rollout.completion.token_ids):
+            return RejectReason.PROMPT_TOO_LONG
         rewrite_ids = None if rewrite is None else rewrite.token_ids
         bad = await self.locator.first_bad_token(
             rollout, Evidence(context_ids=context, rewrite_ids=rewrite_ids)
@@ -134,7 +150,10 @@ class Refiner:
         that is good and was cut off by its budget is continued like any other."""
         kept = rollout.completion.token_ids[:num_kept]
         if all_good and rollout.completion.stop_reason is StopReason.STOP:
-            whole = Refinement(prompt=prompt, completion=rollout.completion, grade=rollout.grade)
+            nothing = replace(
+                rollout.completion, token_ids=kept[:0], logprobs=rollout.completion.logprobs[:0], text=""
+            )
+            whole = Refinement(prompt=prompt, completion=nothing, grade=rollout.grade)
             return _Rewrite(
                 refinement=whole, token_ids=kept, text=rollout.completion.text, num_kept=num_kept,
                 targets=None, reason=RejectReason.NONE,
@@ -195,6 +214,7 @@ class Refiner:
                 reason=RejectReason.NONE,
                 refinement=refinement,
                 gate_reason=reason,
+                num_kept=0 if rewrite is None else rewrite.num_opening,
             )
         source, context = self.method.trajectory, self.method.teacher_context
         if rewrite is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from trd_ray.refinement import PromptTooLong
@@ -31,8 +33,13 @@ def of_rollout(
     reason: RejectReason,
     refinement: Refinement | None = None,
     gate_reason: RejectReason = RejectReason.NONE,
+    num_kept: int = 0,
 ) -> Trajectory:
-    """The rollout itself, also where a refinement was refused."""
+    """The rollout itself, also where a refinement was refused.
+
+    Args:
+        num_kept: first tokens of it that a refused splice had kept.
+    """
     return make(
         rollout.prompt,
         source=TrajectorySource.ROLLOUT,
@@ -45,6 +52,7 @@ def of_rollout(
         context_ids=context_ids,
         reason=reason,
         gate_reason=gate_reason,
+        num_kept=num_kept,
     )
 
 
@@ -117,6 +125,11 @@ def never_made(
         rollout=rollout,
         gate_reason=gate_reason,
     )
+
+
+def rejected(trajectory: Trajectory, reason: RejectReason) -> Trajectory:
+    """The same trajectory, found unfit when it was scored."""
+    return dataclasses.replace(trajectory, outcome=Outcome.REJECTED, reason=reason, target=None)
 
 
 def _versions(completion: Completion) -> tuple[int, int]:

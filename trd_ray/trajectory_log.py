@@ -103,7 +103,7 @@ class TrajectoryRow:
     """Why the refinement was broken or refused, whatever was trained on instead."""
     num_kept: int
     """First tokens of a spliced trajectory that are the rollout's; of a speculative one, all that the
-    student made."""
+    student made. Of a rollout that is trained on in place of a refused splice, those that it had kept."""
     refinement_token_ids: IntArray | None
     """What the teacher generated for this rollout; None if nothing."""
     refinement_text: str | None

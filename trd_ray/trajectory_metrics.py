@@ -54,10 +54,26 @@ def _pairs(trajectories: Sequence[Trajectory]) -> list[tuple[list[int], list[int
     for t in trajectories:
         if t.rollout is None or t.refinement is None:
             continue
-        spliced = t.source is TrajectorySource.SPLICED
-        after = t.token_ids if spliced else t.refinement.completion.token_ids
-        pairs.append((t.rollout.completion.token_ids.tolist(), after.tolist()))
+        before = t.rollout.completion.token_ids.tolist()
+        if t.source is TrajectorySource.SPLICED:
+            after = t.token_ids.tolist()
+        else:
+            # Tokens are kept here only where a splice was refused and the rollout trained on instead.
+            after = before[: t.num_kept] + t.refinement.completion.token_ids.tolist()
+        pairs.append((before, after))
     return pairs
+
+
+def num_generated_tokens(trajectories: Sequence[Trajectory]) -> int:
+    """Tokens of both models that the step's trajectories cost; drafts that were dropped are not counted."""
+    return sum(_num_generated(t) for t in trajectories)
+
+
+def _num_generated(t: Trajectory) -> int:
+    if t.source in (TrajectorySource.TEACHER, TrajectorySource.SPECULATIVE):
+        return len(t.token_ids)
+    num = 0 if t.rollout is None else len(t.rollout.completion.token_ids)
+    return num + (0 if t.refinement is None else len(t.refinement.completion.token_ids))
 
 
 def support_mean(consumed: Sequence[Trajectory], *, student_logprob_mean: float | None) -> float | None:

@@ -67,6 +67,7 @@ KEYS = [
     "num_refined_tokens",
     "rollout_length_mean",
     "refined_length_mean",
+    "num_generated_tokens",
     "tokens_per_s",
     "prompts_in",
     "prompts_pending",

@@ -371,3 +371,52 @@ async def test_grpo_gives_each_rollout_its_advantage_and_its_logprobs(tmp_path: 
     assert all(s.advantage == 1.0 for s in samples if s.response_ids.tolist() == right)
     assert all(s.target is None and s.rollout_logprobs is not None for s in samples)
     assert run.teacher.scored == []
+
+
+async def test_one_broken_trajectory_among_refused_ones_does_not_end_the_run(tmp_path: Path):
+    gate = RefineGateConfig(kind=RefineGate.ACCEPT_CORRECT)
+    run = make_run(tmp_path, method=MethodConfig(refine_gate=gate))
+    answers = iter([completion("right", stop=StopReason.LENGTH), *[completion("bad")] * 3])
+    run.teacher.rewrite = lambda: next(answers, completion("right"))
+    await run.pipeline.run()
+    first = run.observer.steps[0]
+    assert first.rejected_by_reason == {"refine_truncated": 1, "refinement_wrong": 3}
+    assert (first.prompts_in, first.num_consumed) == (8, 4)
+
+
+async def test_a_step_whose_every_trajectory_is_broken_ends_the_run_whatever_the_limit(tmp_path: Path):
+    pipeline = PipelineConfig(prompts_per_step=2, rollouts_per_prompt=2, max_rejected_share=1.0)
+    run = make_run(tmp_path, pipeline=pipeline)
+    run.teacher.rewrite = lambda: completion("right", stop=StopReason.LENGTH)
+    with pytest.raises(
+        RunFailedError, match=r"too many .*\n.*\n.*100% rejected, 0 left \(refine_truncated\)"
+    ):
+        await run.pipeline.run()
+    assert len(run.generator.asked) == 4, "no further problems are drawn"
+
+
+async def test_a_resumed_run_draws_the_extra_problems_of_a_step_again(tmp_path: Path):
+    gate = RefineGateConfig(kind=RefineGate.FAILED_ONLY)
+    method = MethodConfig(refine_gate=gate)
+
+    def answer(prompt: Prompt):
+        return completion("right" if int(prompt.problem.prompt_id) < 4 else "wrong")
+
+    whole = make_run(tmp_path, name="whole", method=method)
+    whole.generator.answer = answer
+    await whole.pipeline.run()
+    assert any(m.prompts_in > 4 for m in whole.observer.steps), "some step had to draw more"
+
+    first = make_run(tmp_path, name="parts", method=method)
+    first.generator.answer = answer
+    first.learner.during_learn = first.pipeline.request_stop
+    await first.pipeline.run()
+    second = make_run(tmp_path, name="parts", open_existing=True, method=method)
+    second.generator.answer = answer
+    checkpoint = second.folder.latest_checkpoint()
+    assert checkpoint is not None
+    await second.pipeline.run(resume_from=checkpoint.path)
+    parts = first.generator.asked + second.generator.asked
+    assert [(p.problem.prompt_id, p.epoch, p.sample_index, p.seed) for p in parts] == [
+        (p.problem.prompt_id, p.epoch, p.sample_index, p.seed) for p in whole.generator.asked
+    ]

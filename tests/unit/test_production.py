@@ -55,6 +55,7 @@ class Prompts:
 
     too_long: tuple[TeacherContext, ...] = ()
     max_trained: int = 100
+    max_scored: int = 100
     privileged: bool = False
 
     def refine(self, rollout: Rollout) -> RefinePrompt | PromptTooLong:
@@ -386,3 +387,139 @@ async def test_a_context_without_room_rejects_the_trajectory():
     assert (made.outcome, made.reason) == (Outcome.REJECTED, RejectReason.PROMPT_TOO_LONG)
     assert rig.teacher.scored == []
     assert not np.isnan(made.rollout.completion.logprobs).any()  # type: ignore[union-attr]
+
+
+async def test_poisoned_targets_reject_the_trajectory():
+    rig = Rig(method())
+
+    async def poisoned(context_ids: IntArray, token_ids: IntArray) -> TeacherHidden:
+        return TeacherHidden(hidden=np.full((len(token_ids), 3), np.nan, dtype=np.float32))
+
+    rig.teacher.score = poisoned  # type: ignore[method-assign]
+    made = await rig.make()
+    assert (made.outcome, made.reason, made.target) == (Outcome.REJECTED, RejectReason.NON_FINITE, None)
+    assert made.text == "right", "what was made is kept"
+
+
+@pytest.mark.parametrize(
+    ("score", "room", "reason"),
+    [
+        (ScoreMethod.PREFILL, 7, RejectReason.NONE),  # 2 of the prompt and 5 of the rewrite
+        (ScoreMethod.PREFILL, 6, RejectReason.PROMPT_TOO_LONG),
+        (ScoreMethod.HIDDEN, 6, RejectReason.NONE),
+    ],
+)
+async def test_an_engine_is_not_asked_to_read_more_than_it_can(
+    score: ScoreMethod, room: int, reason: RejectReason
+):
+    rig = Rig(method(support=Support.TOP_K), score=score)
+    rig.prompts.max_scored = room
+    made = await rig.make()
+    assert made.reason is reason
+    assert len(rig.teacher.scored) == (reason is RejectReason.NONE)
+
+
+async def test_support_that_is_no_number_or_cannot_be_asked_for_is_refused():
+    rig = Rig(gated(RefineGate.MIN_SUPPORT))
+    rig.generator.student_logprob = float("nan")
+    assert (await rig.make()).gate_reason is RejectReason.NON_FINITE
+    rig = Rig(gated(RefineGate.MIN_SUPPORT))
+    rig.prompts.max_trained = 6  # 1 + 5 tokens, and none to spare
+    assert (await rig.make()).gate_reason is RejectReason.PROMPT_TOO_LONG
+
+
+SPLICES = [
+    (Locator.GRADER, "ght", 2),
+    (Locator.TEACHER_PROBABILITY, "ght", 2),
+    (Locator.FIRST_DIFFERENCE, "right", 0),
+]
+
+
+@pytest.mark.parametrize("on_refusal", list(OnRefusal))
+@pytest.mark.parametrize(("locator", "written", "num_opening"), SPLICES)
+async def test_a_refused_splice_can_be_told_from_its_record(
+    locator: Locator, written: str, num_opening: int, on_refusal: OnRefusal
+):
+    gate = RefineGateConfig(kind=RefineGate.MIN_SUPPORT, on_refusal=on_refusal)
+    rig = Rig(replace(spliced(locator), refine_gate=gate), rollout="riXht")
+    rig.generator.student_logprob = -9.0
+    rig.teacher.token_logprob = lambda index: -9.0 if index == 2 else -0.1
+    rig.teacher.rewrite = lambda: completion(written)
+    made = await rig.make()
+    assert made.gate_reason is RejectReason.LOW_SUPPORT
+    assert made.refinement is not None and made.refinement.completion.text == written
+    if on_refusal is OnRefusal.ROLLOUT:
+        assert (made.source, made.text) == (TrajectorySource.ROLLOUT, "riXht")
+        assert made.teacher_context is TeacherContext.PROMPT
+        rewrite = [*made.token_ids[: made.num_kept], *made.refinement.completion.token_ids]
+        assert "".join(map(chr, rewrite)) == "right"
+        assert made.num_kept == num_opening
+    else:
+        assert (made.outcome, made.source, made.text) == (
+            Outcome.REJECTED, TrajectorySource.SPLICED, "right",
+        )  # fmt: skip
+
+
+async def test_a_gate_judges_a_splice_as_a_whole():
+    gate = RefineGateConfig(kind=RefineGate.ACCEPT_CORRECT)
+    rig = Rig(replace(spliced(Locator.GRADER), refine_gate=gate), rollout="riXht")
+    rig.teacher.rewrite = lambda: completion("ght")
+    assert (await rig.make()).outcome is Outcome.CONSUMED
+    rig.teacher.rewrite = lambda: completion("right")
+    assert (await rig.make()).gate_reason is RejectReason.REFINEMENT_WRONG
+
+
+async def test_nothing_is_counted_as_written_where_a_rollout_is_kept_whole():
+    made = await Rig(spliced(Locator.GRADER), rollout="right").make()
+    assert made.refinement is not None and len(made.refinement.completion.token_ids) == 0
+    assert made.refinement.grade.correct
+
+
+@pytest.mark.parametrize("value", [-9.0, float("nan")])
+async def test_a_teacher_probability_that_is_no_number_is_not_kept(value: float):
+    rig = Rig(spliced(Locator.TEACHER_PROBABILITY), rollout="riXht")
+    rig.teacher.token_logprob = lambda index: value if index == 2 else -0.1
+    rig.teacher.rewrite = lambda: completion("ght")
+    assert (await rig.make()).num_kept == 2
+
+
+async def test_a_locator_that_asks_the_teacher_needs_room_for_context_and_rollout():
+    rig = Rig(spliced(Locator.TEACHER_PROBABILITY), rollout="riXht")
+    rig.prompts.max_scored = 5  # 1 + 5
+    assert (await rig.make()).reason is RejectReason.PROMPT_TOO_LONG
+    rig = Rig(spliced(Locator.GRADER), rollout="riXht")
+    rig.prompts.max_scored = 5
+    assert (await rig.make()).outcome is Outcome.CONSUMED
+
+
+async def test_a_good_rollout_that_was_cut_off_is_continued():
+    rig = Rig(spliced(Locator.TEACHER_PROBABILITY))
+
+    async def cut(prompt: Prompt, sampling: SamplingConfig) -> Completion:
+        return completion("rig", stop=StopReason.LENGTH)
+
+    rig.generator.generate = cut  # type: ignore[method-assign]
+    rig.teacher.rewrite = lambda: completion("ht")
+    made = await rig.make()
+    assert (made.text, made.num_kept, made.outcome) == ("right", 3, Outcome.CONSUMED)
+
+
+async def test_the_teacher_s_answer_comes_with_its_targets_and_is_cut_by_no_context():
+    answered = method(TrajectorySource.TEACHER, support=Support.TOP_K, top_k=3)
+    rig = Rig(answered, score=ScoreMethod.FUSED)
+    made = await rig.make()
+    assert isinstance(made.target, TopKTargets)
+    assert (rig.teacher.scored, rig.stages) == ([], ["refine"])
+    rig.prompts.too_long = (TeacherContext.PROMPT,)
+    assert (await rig.make()).reason is RejectReason.PROMPT_TOO_LONG
+
+
+async def test_an_aborted_or_empty_speculation_is_rejected():
+    rig = Rig(method(TrajectorySource.SPECULATIVE))
+
+    async def aborted(prompt: Prompt, sampling: SamplingConfig) -> Completion:
+        return completion("", stop=StopReason.ABORT)
+
+    rig.generator.generate = aborted  # type: ignore[method-assign]
+    made = await rig.make()
+    assert (made.outcome, made.reason) == (Outcome.REJECTED, RejectReason.ABORTED)

@@ -22,7 +22,8 @@ def step(number: int, *, refined: float | None = 0.9, rejected: int = 0, step_s:
         flips_wrong_to_right=0, flips_right_to_wrong=0, num_trajectories=8, num_consumed=8 - rejected,
         num_rejected=rejected, rejected_by_reason={"empty": rejected} if rejected else {}, rollout_s=step_s,
         refine_s=0.0, score_s=0.0, learn_s=0.0, sync_s=0.0, other_s=0.0, step_s=step_s, num_rollout_tokens=80,
-        num_refined_tokens=80, rollout_length_mean=10.0, refined_length_mean=10.0, tokens_per_s=1234.5,
+        num_refined_tokens=80, rollout_length_mean=10.0, refined_length_mean=10.0, num_generated_tokens=160,
+        tokens_per_s=1234.5,
         prompts_in=8, prompts_pending=0,
     )  # fmt: skip
 

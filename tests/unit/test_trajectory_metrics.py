@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from tests.unit.trajectory_records import refined, trajectory
@@ -10,6 +12,7 @@ from trd_ray.trajectory_metrics import (
     kept_share_mean,
     length_ratio_mean,
     num_accepted,
+    num_generated_tokens,
     refused_by_reason,
     support_mean,
 )
@@ -46,3 +49,24 @@ def test_refused_refinements_are_counted_by_reason():
     refused = refined("a", "b", gate_reason=RejectReason.LOW_SUPPORT)
     assert refused_by_reason([refused, refused, refined("a", "b")]) == {"low_support": 2}
     assert num_accepted([refined("a", "b"), trajectory(correct=True)]) == 1
+
+
+def test_a_refused_splice_is_compared_as_it_would_have_been_trained_on():
+    # abXX -> ab + cd: 2 edits over 4 tokens; the teacher wrote "cd" alone.
+    refused = refined(
+        "abXX", "cd", source=TrajectorySource.ROLLOUT, num_kept=2, gate_reason=RejectReason.LOW_SUPPORT
+    )
+    assert edit_distance_mean([refused]) == pytest.approx(2 / 4)
+    assert length_ratio_mean([refused]) == 1.0
+
+
+def test_generated_tokens_are_those_of_both_models_and_of_no_file():
+    written = [refined("abcd", "ab"), trajectory(correct=True, text="abc")]
+    assert num_generated_tokens(written) == 4 + 2 + 3
+    for source, num in (
+        (TrajectorySource.TEACHER, 3),
+        (TrajectorySource.SPECULATIVE, 3),
+        (TrajectorySource.REFERENCE, 0),
+    ):
+        alone = dataclasses.replace(trajectory(correct=True, text="abc"), rollout=None, source=source)
+        assert num_generated_tokens([alone]) == num

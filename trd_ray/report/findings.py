@@ -92,7 +92,7 @@ def headlines(run: RunData) -> list[Headline]:
             detail=f"{duration(seconds)} in steps, {number(seconds / len(run.steps))} s each",
         )
     )  # fmt: skip
-    tokens = sum(step.num_rollout_tokens + step.num_refined_tokens for step in run.steps)
+    tokens = sum(step.num_generated_tokens for step in run.steps)
     found.append(
         Headline(
             name="Generated tokens", value=f"{tokens:,}",

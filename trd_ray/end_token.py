@@ -1,0 +1,34 @@
+"""The token with which a model says that its answer is over."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+
+from transformers import PreTrainedTokenizerBase
+
+_ANSWER = "TrdRayAssistantMessage"
+"""Stands for an answer. Contains nothing that a template or a tokenizer would treat in a special way."""
+
+
+def answer_end_token(tokenizer: PreTrainedTokenizerBase, end_ids: Set[int]) -> int:
+    """Of the tokens at which an engine stops, the one that the chat template writes behind an answer.
+
+    A model may stop at several and say only one of them in a chat: `eos_token` of some tokenizers ends
+    a document, while the turn ends with a token of its own.
+
+    Args:
+        end_ids: all at which the engine stops, at least one.
+
+    Returns:
+        Where the template writes none of them, `eos_token` if the engine stops there, else the
+        smallest.
+    """
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _ANSWER}]
+    text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    behind = tokenizer.encode(text.rpartition(_ANSWER)[2], add_special_tokens=False)
+    for token_id in behind:
+        if token_id in end_ids:
+            return int(token_id)
+    if tokenizer.eos_token_id in end_ids:
+        return int(tokenizer.eos_token_id)
+    return min(end_ids)

@@ -1,0 +1,27 @@
+"""Whether what a teacher computed can be learnt from."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from trd_ray.types import DeferredTarget, Target, TeacherHidden
+
+_BFLOAT16_EXPONENT = np.uint16(0x7F80)
+"""All its bits are set in infinities and in what is no number."""
+
+
+def is_sound(target: Target) -> bool:
+    """No entry of it would poison the whole step's loss.
+
+    A top-k entry of -inf is a probability of 0 and sound; a trajectory's own token must have one.
+    """
+    if isinstance(target, DeferredTarget):
+        return True
+    if isinstance(target, TeacherHidden):
+        if target.hidden.dtype == np.uint16:
+            exponents = target.hidden.view(np.uint16) & _BFLOAT16_EXPONENT
+            return not bool((exponents == _BFLOAT16_EXPONENT).any())
+        return bool(np.isfinite(target.hidden.view(np.float32)).all())
+    entries = target.topk_logprobs
+    has_poison = bool((np.isnan(entries) | np.isposinf(entries)).any())
+    return bool(np.isfinite(target.token_logprobs).all()) and not has_poison
