@@ -298,8 +298,7 @@ class Trajectory:
     policy_version_max: int | None
     num_kept: int = 0
     """Tokens of `token_ids` that the student made: of a spliced one its beginning, of a speculative
-    one those that the teacher accepted. Where the rollout is trained on in place of a refused splice,
-    its first tokens that the splice had kept, so that the refused rewrite can be told."""
+    one those that the teacher accepted. Of a rollout in place of a refused splice, what that had kept."""
     teacher_context: TeacherContext
     teacher_context_ids: IntArray
     """[P'] the tokens before `token_ids` when the teacher scores."""

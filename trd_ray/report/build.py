@@ -21,6 +21,7 @@ from trd_ray.report.charts import (
     length_panel,
     number,
     percent,
+    rewrite_panels,
     time_panels,
 )
 from trd_ray.report.data import RunData, load_run
@@ -115,6 +116,7 @@ def _panels(run: RunData) -> list[Panel]:
         *([flips] if flips else []),
         *time_panels(run.steps, wide=flips is None),  # so that no row of the page has a hole
         length_panel(run.steps),
+        *rewrite_panels(run.steps),
     ]
 
 

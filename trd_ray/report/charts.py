@@ -170,6 +170,31 @@ def flips_panel(steps: Sequence[StepMetrics]) -> Panel | None:
     )
 
 
+def rewrite_panels(steps: Sequence[StepMetrics]) -> list[Panel]:
+    """How far refinements are from their rollouts, and how likely the student finds them; [] if nothing
+    was refined."""
+    edits = _smoothed(steps, "tokens changed", "c-refined", lambda m: m.edit_distance_mean)
+    if not edits:
+        return []
+    edits += _smoothed(steps, "tokens kept", "c-rollout", lambda m: m.kept_share_mean)
+    support = _smoothed(steps, "support", "c-eval", lambda m: m.support_mean)
+    share = Panel(
+        title="How much is rewritten",
+        note="Token edits from rollout to refinement over the longer one's length"
+        + ("; share of a spliced answer that is the rollout's." if len(edits) > 2 else "."),
+        svg=line_chart(
+            edits, label="Share of tokens over learner steps", y_format=percent, tick_format=_whole_percent,
+            size=NORMAL if support else WIDE,
+        ),
+        legend=_legend(edits) if len(edits) > 2 else (),
+        width="half" if support else "full",
+    )  # fmt: skip
+    if not support:
+        return [share]
+    note = "Mean student logprob of what is trained on less that of its rollouts, nats a token."
+    return [share, _line_panel("Support", note, support)]
+
+
 def length_panel(steps: Sequence[StepMetrics]) -> Panel:
     series = _smoothed(steps, "rollouts", "c-rollout", lambda m: m.rollout_length_mean)
     series += _smoothed(steps, "refinements", "c-refined", lambda m: m.refined_length_mean)

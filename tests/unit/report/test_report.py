@@ -10,13 +10,17 @@ from html.parser import HTMLParser
 import pytest
 
 from tests.unit.report.fake_run import fake_run
+from tests.unit.trajectory_records import refined, trajectory
 from trd_ray.errors import ConfigError, DataError
 from trd_ray.evaluation import GradedSample, summarise
 from trd_ray.metrics import MetricsWriter, read_metrics
 from trd_ray.report import write_report
+from trd_ray.report.charts import rewrite_panels
 from trd_ray.report.data import load_run
 from trd_ray.report.findings import duration, findings, headlines
 from trd_ray.run_folder import RunFolder
+from trd_ray.trajectory_log import write_trajectories
+from trd_ray.types import RejectReason, TrajectorySource
 
 VOID = {"meta", "link", "br", "path", "circle"}
 
@@ -73,7 +77,7 @@ def test_the_page_shows_all_and_asks_nobody_for_anything(whole):
     )
     assert page.panels == [
         "Accuracy", "Loss", "Gradient norm", "Learning rate", "What refining changes", "Time of a step",
-        "Throughput", "Length",
+        "Throughput", "Length", "How much is rewritten", "Support",
     ]  # fmt: skip
     assert len(page.cards) == 12 * 16
     assert {card["data-kind"] for card in page.cards} >= {"wrong to right", "both right", "both wrong"}
@@ -208,3 +212,38 @@ def test_headlines_compare_first_and_last_tenth(tmp_path):
 )
 def test_duration(seconds, text):
     assert duration(seconds) == text
+
+
+def test_panels_of_rewriting_show_what_there_is(tmp_path):
+    steps = load_run(fake_run(tmp_path / "run", num_steps=3, evals=False)).steps
+
+    def titles(**values):
+        shown = rewrite_panels([dataclasses.replace(step, **values) for step in steps])
+        return [(panel.title, panel.width, len(panel.legend)) for panel in shown]
+
+    none = {"edit_distance_mean": None, "kept_share_mean": None, "support_mean": None}
+    assert titles(**none) == []
+    assert titles(**(none | {"support_mean": -0.1})) == [], "a rollout method has no rewrites"
+    assert titles(**(none | {"edit_distance_mean": 0.5})) == [("How much is rewritten", "full", 0)]
+    assert titles(edit_distance_mean=0.5, kept_share_mean=0.25, support_mean=-0.5) == [
+        ("How much is rewritten", "half", 2),
+        ("Support", "half", 0),
+    ]
+
+
+def test_a_refused_refinement_can_be_read_and_an_answer_without_rollout_stands_alone(tmp_path):
+    folder = fake_run(tmp_path / "run", num_steps=1, evals=False)
+    splice = refined("abXX", "c<d", source=TrajectorySource.ROLLOUT, num_kept=2)
+    refused = dataclasses.replace(splice, gate_reason=RejectReason.LOW_SUPPORT)
+    alone = dataclasses.replace(
+        trajectory(correct=True, text="the teacher's own"), rollout=None, source=TrajectorySource.TEACHER,
+        policy_version_min=None, policy_version_max=None,
+    )  # fmt: skip
+    write_trajectories(folder.trajectories, [refused, alone], learner_step=1)
+    html, page = page_of(folder)
+    assert "refinement refused: <b>low_support</b>" in html
+    assert "refused refinement, after 2 kept tokens</summary><pre>c&lt;d</pre>" in html
+    assert "tokens are the student's" not in html
+    assert "None" not in html
+    assert len(page.cards) == 2
+    assert "the teacher&#39;s own" in html
