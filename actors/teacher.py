@@ -48,7 +48,9 @@ class TeacherHolder:
     async def generate(self, prompt_ids: IntArray, sampling: SamplingOptions, request_id: str) -> Completion:
         """One text. Raises `RuntimeError` if this teacher has no engine."""
         if self._engine is None:
-            raise RuntimeError("generate: this teacher has no engine; its method lets it make no tokens")
+            raise RuntimeError(
+                "generate: this teacher has no engine; its method lets it make no tokens"
+            )
         return await self._engine.generate(prompt_ids, sampling, request_id)
 
     async def score(self, context_ids: IntArray, token_ids: IntArray) -> TeacherHidden:
