@@ -73,8 +73,9 @@ class Measured:
     peak_bytes: int
     """Above what was resident before the measured call: inputs, libraries."""
     loss: float
-    difference: float
-    """Largest difference of a gradient to the naive one, by the largest naive entry of that tensor."""
+    difference: float | None
+    """Largest difference of a gradient to the naive one, by the largest naive entry of that tensor.
+    None if it was not compared: of the naive variant itself, and without one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,7 +227,7 @@ def status_bytes(key: str) -> int:
 
 
 def measure(variant: str, size: Size, folder: Path, *, keep: bool) -> Measured:
-    """Run one variant in this process.
+    """Run one variant in this process. The first call of the folder must be the naive one.
 
     Args:
         folder: where the naive gradients are; written by the naive variant.
@@ -245,7 +246,7 @@ def measure(variant: str, size: Size, folder: Path, *, keep: bool) -> Measured:
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     peak = status_bytes("VmHWM") - before
     gradients = (inputs.student_hidden.grad, inputs.student_head.grad)
-    difference = 0.0
+    difference = None
     if keep and variant == "naive":
         torch.save(gradients, folder / "naive.pt")
     elif keep and (folder / "naive.pt").exists():
@@ -253,7 +254,6 @@ def measure(variant: str, size: Size, folder: Path, *, keep: bool) -> Measured:
         difference = max(
             float((got - want).abs().max() / want.abs().max())
             for got, want in zip(gradients, expected, strict=True)
-            if got is not None
         )
     return Measured(
         seconds=seconds, cpu_seconds=cpu_seconds, peak_bytes=peak, loss=loss.item(), difference=difference
@@ -286,6 +286,7 @@ def compare(names: list[str], size: Size, *, repeats: int, threads: int) -> None
                     failed[name] = got
                 else:
                     rounds[name].append(got)
+                    print(f"round {repeat + 1} {name}: {got}", file=sys.stderr, flush=True)
     load = os.getloadavg()[0]
     print(f"\n{size}, float32, {threads} threads, {repeats} rounds, load average {load:.1f}")
     print(
@@ -314,7 +315,7 @@ def print_row(name: str, runs: list[Measured], base: list[Measured]) -> None:
         f"{name:15} {peak / 1e6:9.0f} {memory_ratio:>9} {statistics.median(seconds):9.2f} "
         f"{min(seconds):6.2f}-{max(seconds):<6.2f} {time_ratio:>9} "
         f"{statistics.median(run.cpu_seconds for run in runs):8.1f} {runs[0].loss:10.5f} "
-        f"{runs[0].difference:10.1e}"
+        f"{'-' if runs[0].difference is None else format(runs[0].difference, '.1e'):>10}"
     )
 
 
@@ -326,7 +327,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--vocab", type=int, nargs="+", default=[151936])
     parser.add_argument("--hidden", type=int, default=1024)
     parser.add_argument("--divergence", choices=sorted(BETA), default="forward_kl")
-    parser.add_argument("--chunk", type=int, default=256, help="chunk_size of ours")
+    parser.add_argument("--chunk", type=int, default=384, help="chunk_size of ours")
     parser.add_argument(
         "--peer-chunk", type=int, default=1024, help="chunk_size of Liger, whose default it is"
     )
@@ -363,6 +364,7 @@ def main() -> None:
         )
         return
     names = arguments.variants or [*OURS, *(PEERS if arguments.peers else ())]
+    names.sort(key=lambda name: name != "naive")  # the others compare their gradients with it
     for name in list(names):
         if name in PEERS and importlib.util.find_spec(PEERS[name]) is None:
             print(f"{name}: {PEERS[name]} is not installed (pip install -r launch/requirements/bench.txt)")

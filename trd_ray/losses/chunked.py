@@ -47,8 +47,9 @@ from trd_ray.losses.rows import (
     token_terms,
 )
 
-ROWS_AT_ONCE = 32
-"""Tokens whose `[n, V]` intermediate values exist at a time."""
+ENTRIES_AT_ONCE = 2**22
+"""Size of the `[n, V]` intermediate values that exist at a time; 27 tokens of 151,936 entries. Fewer
+would be eaten up by the cost of a call, more would only cost memory."""
 
 
 def chunked_token_divergence(
@@ -186,8 +187,8 @@ class _Chunks:
         most = min(job.chunk_size, max(1, len(hidden)))
         vocab, device = job.vocab_size, hidden.device
         self._logits_room = Buffers(rows=most, vocab=vocab, dtype=self.dtype, device=device)
-        most = min(most, ROWS_AT_ONCE)
-        self._work = Buffers(rows=most, vocab=vocab, dtype=self.dtype, device=device)
+        self._few = min(most, max(1, ENTRIES_AT_ONCE // vocab))
+        self._work = Buffers(rows=self._few, vocab=vocab, dtype=self.dtype, device=device)
         self.grad_hidden: Tensor | None = None
         self.grad_head: Tensor | None = None
 
@@ -211,8 +212,8 @@ class _Chunks:
         if isinstance(self._teacher, HiddenTeacher):
             teacher_logits = self._logits(self._teacher.hidden[chunk], self._teacher_rows, "teacher")
         made = []
-        for start in range(0, len(hidden), ROWS_AT_ONCE):
-            rows = slice(start, min(start + ROWS_AT_ONCE, len(hidden)))
+        for start in range(0, len(hidden), self._few):
+            rows = slice(start, min(start + self._few, len(hidden)))
             whole = slice(chunk.start + rows.start, chunk.start + rows.stop)
             made.append(
                 self._row_terms(

@@ -17,11 +17,11 @@ from trd_ray.losses import (
     ObjectiveOptions,
     ObjectiveOutput,
     TokenBatch,
+    chunked,
     chunked_objective,
     chunked_token_divergence,
     token_divergence,
 )
-from trd_ray.losses.chunked import ROWS_AT_ONCE
 
 VOCAB, WIDTH, TEACHER_WIDTH = 11, 6, 5
 GRID = divergence_grid(top_k=(3,))
@@ -118,12 +118,15 @@ def test_the_objective_is_the_weighted_sum_of_divergences(options: DivergenceOpt
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=objective_name)
-def test_chunks_of_more_rows_than_the_arithmetic_takes_at_once(options: ObjectiveOptions) -> None:
-    num = 2 * ROWS_AT_ONCE + 5
+def test_chunks_of_more_rows_than_the_arithmetic_takes_at_once(
+    options: ObjectiveOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num = 11
+    monkeypatch.setattr(chunked, "ENTRIES_AT_ONCE", 4 * VOCAB + 1)
     inputs, tokens = require_grad(make_inputs(num=num)), make_tokens(num)
     bent = LogitTransform(softcap=2.0)
-    few = objective(inputs, tokens, options, chunk_size=7, student=bent)
-    many = objective(inputs, tokens, options, chunk_size=num - 2, student=bent)
+    few = objective(inputs, tokens, options, chunk_size=3, student=bent)
+    many = objective(inputs, tokens, options, chunk_size=9, student=bent)
     torch.testing.assert_close(many.token_values, few.token_values)
     torch.testing.assert_close(many.student_logprobs, few.student_logprobs)
     got, want = (torch.autograd.grad(output.loss, inputs[:2]) for output in (many, few))
