@@ -30,14 +30,14 @@ async def refuse(
 ) -> RejectReason:
     """Why the gate refuses a refinement; `NONE` if it lets it through.
 
+    `failed_only` needs no refinement to refuse one, so it is looked at before one is made.
+
     Args:
         token_ids: [T] the refinement, T at least 1.
         grade: of the refinement.
         generator: asked for student logprobs by the gate `min_support` alone.
     """
     match gate.kind:
-        case RefineGate.FAILED_ONLY if rollout.grade.correct:
-            return RejectReason.ROLLOUT_CORRECT
         case RefineGate.ACCEPT_CORRECT if not grade.correct:
             return RejectReason.REFINEMENT_WRONG
         case RefineGate.ACCEPT_NOT_WORSE if rollout.grade.correct and not grade.correct:

@@ -71,6 +71,9 @@ class Refiner:
         broken = reject_rollout(rollout.completion, is_trajectory=False)
         if broken is not RejectReason.NONE:
             return never_made(rollout.prompt, source=source, context=context, reason=broken, rollout=rollout)
+        if self.method.refine_gate.kind is RefineGate.FAILED_ONLY and rollout.grade.correct:
+            # Known before the teacher has spent a token on it.
+            return self._refused(rollout, None, RejectReason.ROLLOUT_CORRECT)
         prompt = self.prompts.refine(rollout)
         if isinstance(prompt, PromptTooLong):
             return self._refused(rollout, None, RejectReason.PROMPT_TOO_LONG)

@@ -261,7 +261,9 @@ async def test_gates(
     rig.teacher.rewrite = lambda: completion(rewrite)
     made = await rig.make()
     assert made.gate_reason is reason
-    assert made.refinement is not None, "what the teacher wrote is kept"
+    # What the teacher wrote is kept; a gate that looks at the rollout alone lets it write nothing.
+    asked = reason is not RejectReason.ROLLOUT_CORRECT
+    assert (made.refinement is not None) is bool(rig.teacher.refined) is asked
     if reason is RejectReason.NONE:
         assert (made.source, made.text, made.outcome) == (
             TrajectorySource.REFINED, rewrite, Outcome.CONSUMED,
