@@ -11,6 +11,7 @@ import psutil
 from actors.placement import GIB, actor_requests, total_request
 from trd_ray.assembly import RunInputs, max_student_prompt, read_inputs
 from trd_ray.chat import check_chat_template
+from trd_ray.choices import ScoreMethod
 from trd_ray.config import TrdConfig
 from trd_ray.errors import ConfigError, MissingDependencyError, describe
 from trd_ray.models import ModelFacts, model_facts
@@ -54,6 +55,7 @@ def _check_machine(config: TrdConfig, *, no_ray: bool) -> None:
 def _check_models(config: TrdConfig, *, student: ModelFacts, teacher: ModelFacts) -> None:
     check_context(config, student=student, teacher=teacher)
     check_scored_lengths(config, student=student, teacher=teacher)
+    check_prefill_lengths(config)
 
 
 def check_packages(needed: tuple[str, ...]) -> None:
@@ -156,6 +158,24 @@ def check_scored_lengths(config: TrdConfig, *, student: ModelFacts, teacher: Mod
                     remedy="lower generator.engine.max_model_len or sampling.max_tokens",
                 )
             )
+
+
+def check_prefill_lengths(config: TrdConfig) -> None:
+    """An engine that scores holds prompt, trajectory and one token that it samples and drops."""
+    by_engine = config.teacher.score in (ScoreMethod.PREFILL, ScoreMethod.FUSED)
+    if not (config.method.scores and by_engine):
+        return
+    longest = max_student_prompt(config) + _longest_trajectory(config) + 1
+    if longest > config.teacher.engine.max_model_len:
+        raise ConfigError(
+            describe(
+                "the longest trajectories do not fit into the engine that scores them, and would be rejected",
+                where="teacher.engine.max_model_len",
+                got=config.teacher.engine.max_model_len,
+                expected=f"{longest} or more: prompt, trajectory and one token",
+                remedy=f"set teacher.engine.max_model_len={longest}, or teacher.score=hidden",
+            )
+        )
 
 
 def _longest_trajectory(config: TrdConfig) -> int:

@@ -8,15 +8,17 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from trd_ray.config import TrdConfig
+from trd_ray.choices import Support
+from trd_ray.config import MethodConfig, TrdConfig
 from trd_ray.data import ProblemStream, load_first_problems, load_problems
 from trd_ray.end_token import answer_end_token
+from trd_ray.errors import ConfigError, describe
 from trd_ray.evaluation import eval_prompts
 from trd_ray.evaluator import Evaluator
 from trd_ray.interfaces import Buffer, Generator, Learner, Teacher, WeightSync
 from trd_ray.local.sampling import end_token_ids
 from trd_ray.locate import FailureLocator, make_locator, require_steps
-from trd_ray.models import load_tokenizer, resolve_model, shared_vocab_size
+from trd_ray.models import load_tokenizer, model_facts, resolve_model, shared_vocab_size
 from trd_ray.observer import Observer
 from trd_ray.pipeline import Pipeline
 from trd_ray.production import Producer
@@ -72,6 +74,7 @@ def read_inputs(config: TrdConfig) -> RunInputs:
     student_path = resolve_model(config.student.model)
     teacher_path = resolve_model(config.teacher_model)
     vocab_size = shared_vocab_size(student_path, teacher_path)
+    _require_top_k(config.method, vocab_size=vocab_size)
     task = load_task(config.data.task)
     if config.method.trajectory is TrajectorySource.SPLICED:
         require_steps(config.method.splice, task=task)
@@ -83,7 +86,7 @@ def read_inputs(config: TrdConfig) -> RunInputs:
         vocab_size=vocab_size,
         tokenizer=tokenizer,
         task=task,
-        prompts=_prompt_builder(config, student_path, tokenizer, teacher_tokenizer),
+        prompts=_prompt_builder(config, (student_path, tokenizer), (teacher_path, teacher_tokenizer)),
         stream=load_problems(
             config.data.train,
             config.data.columns,
@@ -93,6 +96,27 @@ def read_inputs(config: TrdConfig) -> RunInputs:
         ),
         eval_problems=_eval_problems(config),
     )
+
+
+def _require_top_k(method: MethodConfig, *, vocab_size: int) -> None:
+    if method.support is Support.TOP_K and method.top_k > vocab_size:
+        raise ConfigError(
+            describe(
+                "the support has more entries than the vocabulary",
+                where="method.top_k",
+                got=method.top_k,
+                expected=f"at most {vocab_size}, the tokens of the shared tokenizer",
+                remedy="lower method.top_k, or set method.support=full",
+            )
+        )
+
+
+def _max_scored(config: TrdConfig, teacher_path: Path) -> int:
+    """Teacher context and trajectory together. An engine that scores samples a token too, which is
+    dropped; without one the model's own context is the limit."""
+    if config.teacher_engine:
+        return config.teacher.engine.max_model_len - 1
+    return model_facts(teacher_path).context_length
 
 
 def build_pipeline(
@@ -109,6 +133,7 @@ def build_pipeline(
         score=config.teacher.score,
         rollout_sampling=config.generator.sampling,
         refine_sampling=config.teacher.sampling,
+        vocab_size=inputs.vocab_size,
         locator=_locator(config, roles=roles, inputs=inputs),
     )
     return Pipeline(
@@ -155,11 +180,12 @@ def max_student_prompt(config: TrdConfig) -> int:
 
 def _prompt_builder(
     config: TrdConfig,
-    student_path: Path,
-    tokenizer: PreTrainedTokenizerBase,
-    teacher_tokenizer: PreTrainedTokenizerBase,
+    student: tuple[Path, PreTrainedTokenizerBase],
+    teacher_side: tuple[Path, PreTrainedTokenizerBase],
 ) -> PromptBuilder:
     teacher = config.teacher
+    student_path, tokenizer = student
+    teacher_path, teacher_tokenizer = teacher_side
     return PromptBuilder(
         student_format=PromptFormat(
             task_name=config.data.task,
@@ -173,8 +199,7 @@ def _prompt_builder(
         ),
         max_student_prompt=max_student_prompt(config),
         max_teacher_prompt=teacher.engine.max_model_len - teacher.sampling.max_tokens,
-        # An engine that scores always samples one token more, for which there must be room.
-        max_scored=teacher.engine.max_model_len - 1,
+        max_scored=_max_scored(config, teacher_path),
         max_trained=config.generator.engine.max_model_len,
         end_token_id=answer_end_token(tokenizer, end_token_ids(student_path, tokenizer)),
         privileged=config.method.privileged,

@@ -175,7 +175,7 @@ class MethodConfig:
     top_k: int = 64
     """For support `top_k`. 1 or more."""
     renormalize: Renormalize = Renormalize.TEACHER
-    """For support `top_k`: which distributions are rescaled to sum to 1 over it."""
+    """For support `top_k` and tail `drop`: which distributions are rescaled to sum to 1 over it."""
     tail: Tail = Tail.DROP
     """For support `top_k`: `drop` what lies outside, or gather it in one `bucket`."""
     estimator: Estimator = Estimator.K1
@@ -664,8 +664,9 @@ class TrdConfig:
 
     @property
     def teacher_model(self) -> str:
-        """The folder whose weights the teacher has at step 0."""
-        if self.method.teacher_weights is TeacherWeights.EXTERNAL:
+        """The folder whose weights the teacher has at step 0; the student's where there is no teacher."""
+        needed = self.method.scores or self.teacher_group
+        if needed and self.method.teacher_weights is TeacherWeights.EXTERNAL:
             return self.teacher.model
         return self.student.model
 

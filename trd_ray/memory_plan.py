@@ -90,9 +90,12 @@ def _learner_teacher_parts(config: TrdConfig, teacher: ModelFacts) -> dict[str, 
     own = method.teacher_weights is TeacherWeights.INITIAL and config.learner.lora.rank > 0
     if method.scores and config.teacher.score is ScoreMethod.HIDDEN:
         return {"teacher head": teacher.vocab_size * teacher.hidden_width * size}
-    if method.teacher_moves or (method.scores and config.teacher.score is ScoreMethod.LEARNER and not own):
-        return {"teacher weights": teacher.num_parameters * size}
-    return {}
+    scores = method.scores and config.teacher.score is ScoreMethod.LEARNER and not own
+    parts = {"teacher weights": teacher.num_parameters * size} if scores else {}
+    if method.teacher_moves and not (scores and config.learner.dtype is DType.FLOAT32):
+        where = "" if scores else " (first rank)"
+        parts[f"moving teacher in float32{where}"] = teacher.num_parameters * _FLOAT32_BYTES
+    return parts
 
 
 def _engine_parts(engine: EngineConfig, facts: ModelFacts) -> dict[str, int]:

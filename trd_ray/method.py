@@ -25,7 +25,7 @@ from trd_ray.types import TeacherContext, TrajectorySource
 if TYPE_CHECKING:
     from trd_ray.config import MethodConfig, TrdConfig
 
-_TEACHERS_OWN = (TrajectorySource.REFINED, TrajectorySource.SPLICED, TrajectorySource.TEACHER)
+_TEACHERS_OWN = (TrajectorySource.REFINED, TrajectorySource.TEACHER)
 
 
 def check_method(method: MethodConfig) -> None:
@@ -81,6 +81,8 @@ def _check_divergence(method: MethodConfig) -> None:
                 "distribution",
                 f"set method.{key}={plain.value}, or another method.divergence",
             )  # fmt: skip
+    if method.divergence is Divergence.NLL and method.refines:
+        _require_no_rollouts(method, "nll would train the student to repeat rollouts that were refused")
     require(
         method.divergence is not Divergence.NONE or method.reward.kind is not Reward.NONE,
         "method.divergence", method.divergence.value,
@@ -114,9 +116,19 @@ def _check_sampled(method: MethodConfig) -> None:
         require(
             method.trajectory in _TEACHERS_OWN,
             "method.trajectory", method.trajectory.value,
-            "refined, spliced or teacher, because a sampled forward_kl is a mean over the teacher's tokens",
+            "refined or teacher, because a sampled forward_kl is a mean over the teacher's tokens",
             "set method.trajectory=refined, or method.support=full",
         )  # fmt: skip
+        _require_no_rollouts(method, "a sampled forward_kl is a mean over the teacher's tokens")
+
+
+def _require_no_rollouts(method: MethodConfig, because: str) -> None:
+    require(
+        method.refine_gate.on_refusal is OnRefusal.NOTHING,
+        "method.refine_gate.on_refusal", method.refine_gate.on_refusal.value,
+        f"nothing, because {because}",
+        "set method.refine_gate.on_refusal=nothing",
+    )  # fmt: skip
 
 
 def _check_reward(method: MethodConfig) -> None:
@@ -226,8 +238,8 @@ def _support_words(method: MethodConfig) -> str:
         Renormalize.BOTH: "both renormalised",
         Renormalize.NONE: "not renormalised",
     }[method.renormalize]
-    tail = ", the rest in one bucket" if method.tail is Tail.BUCKET else ""
-    return f"the teacher's top {method.top_k} ({renormalized}{tail})"
+    how = "the rest in one bucket" if method.tail is Tail.BUCKET else renormalized
+    return f"the teacher's top {method.top_k} ({how})"
 
 
 def _trajectory_words(method: MethodConfig) -> str:

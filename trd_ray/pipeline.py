@@ -335,8 +335,10 @@ def _prompt_key(prompt: Prompt) -> tuple[str, int, int]:
 
 
 def _broken_share(trajectories: tuple[Trajectory, ...]) -> float:
-    broken = [t for t in trajectories if t.outcome is Outcome.REJECTED and t.reason not in REFUSED_BY_DESIGN]
-    return len(broken) / len(trajectories)
+    """Of what is rejected, or whose refinement is, for another reason than the gate's design. The latter
+    counts although its rollout may be trained on: a teacher that cannot rewrite must not go unnoticed."""
+    reasons = [t.gate_reason or t.reason for t in trajectories]
+    return sum(bool(reason) and reason not in REFUSED_BY_DESIGN for reason in reasons) / len(reasons)
 
 
 def _training_sample(trajectory: Trajectory, *, advantage: float) -> TrainingSample:

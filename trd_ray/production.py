@@ -23,7 +23,7 @@ from trd_ray.seeds import derive_seed
 from trd_ray.speculative import Speculation, speculate
 from trd_ray.stage_clock import Stage
 from trd_ray.step_stages import StepStages
-from trd_ray.targets import is_sound
+from trd_ray.targets import is_sound, with_known_ids
 from trd_ray.tasks.base import Task
 from trd_ray.trajectories import make, never_made, of_rollout, rejected
 from trd_ray.types import (
@@ -37,6 +37,7 @@ from trd_ray.types import (
     Rollout,
     StopReason,
     TeacherContext,
+    TopKTargets,
     Trajectory,
     TrajectorySource,
 )
@@ -59,6 +60,8 @@ class Producer:
     score: ScoreMethod
     rollout_sampling: SamplingConfig
     refine_sampling: SamplingConfig
+    vocab_size: int
+    """Tokens of the shared tokenizer: no other can be learnt from."""
     locator: FailureLocator | None = None
     """None unless the method splices."""
 
@@ -74,10 +77,15 @@ class Producer:
         await stages.wait()
         trajectory = await self._complete(prompt, rollout, speculation, stages)
         await stages.wait()
+        if (trajectory.token_ids >= self.vocab_size).any():
+            trajectory = rejected(trajectory, RejectReason.UNKNOWN_TOKEN)
         if self.method.scores and trajectory.outcome is Outcome.CONSUMED and trajectory.target is None:
             trajectory = await self._score(trajectory, stages)
         if trajectory.target is not None and not is_sound(trajectory.target):
             trajectory = rejected(trajectory, RejectReason.NON_FINITE)
+        if isinstance(trajectory.target, TopKTargets):
+            known = with_known_ids(trajectory.target, vocab_size=self.vocab_size)
+            trajectory = dataclasses.replace(trajectory, target=known)
         await self.buffer.put(trajectory)
 
     async def _complete(

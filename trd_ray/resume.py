@@ -26,6 +26,7 @@ _MAY_CHANGE = (
     "teacher.sampling.max_tokens",
     "teacher.engine.",
     "generator.engine.",
+    "method.refine_gate.",
     "pipeline.max_rejected_share",
     "timeouts.",
     "ray.",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
-from trd_ray.types import DeferredTarget, Target, TeacherHidden
+from trd_ray.types import DeferredTarget, Target, TeacherHidden, TopKTargets
 
 _BFLOAT16_EXPONENT = np.uint16(0x7F80)
 """All its bits are set in infinities and in what is no number."""
@@ -25,3 +27,19 @@ def is_sound(target: Target) -> bool:
     entries = target.topk_logprobs
     has_poison = bool((np.isnan(entries) | np.isposinf(entries)).any())
     return bool(np.isfinite(target.token_logprobs).all()) and not has_poison
+
+
+def with_known_ids(targets: TopKTargets, *, vocab_size: int) -> TopKTargets:
+    """Give the probability of ids that no tokenizer has to tokens that a position does not list.
+
+    A model's padding rows are hardly ever among its most likely; where one is, its small probability
+    moves to the first id that is free, so that every id is one of the `vocab_size` and none stands twice.
+    """
+    unknown = targets.topk_ids >= vocab_size
+    if not unknown.any():
+        return targets
+    ids = np.array(targets.topk_ids)
+    for row in np.flatnonzero(unknown.any(axis=1)):
+        free = np.setdiff1d(np.arange(min(vocab_size, 2 * ids.shape[1])), ids[row])
+        ids[row, unknown[row]] = free[: int(unknown[row].sum())]
+    return dataclasses.replace(targets, topk_ids=ids)

@@ -128,7 +128,9 @@ def never_made(
 
 
 def rejected(trajectory: Trajectory, reason: RejectReason) -> Trajectory:
-    """The same trajectory, found unfit when it was scored."""
+    """The same trajectory, found unfit after it was made."""
+    if trajectory.outcome is Outcome.REJECTED:
+        return trajectory
     return dataclasses.replace(trajectory, outcome=Outcome.REJECTED, reason=reason, target=None)
 
 

@@ -72,6 +72,8 @@ class RejectReason(StrEnum):
     REFINE_TRUNCATED = "refine_truncated"
     PROMPT_TOO_LONG = "prompt_too_long"
     ABORTED = "aborted"
+    UNKNOWN_TOKEN = "unknown_token"
+    """An id that the shared tokenizer does not have: a padding row of the model."""
     ROLLOUT_CORRECT = "rollout_correct"
     """Gate `failed_only`: there was nothing to mend."""
     REFINEMENT_WRONG = "refinement_wrong"

@@ -34,6 +34,7 @@ from trd_ray.types import TeacherContext, TrajectorySource
 
 ROLLOUT = MethodConfig(trajectory=TrajectorySource.ROLLOUT, teacher_context=TeacherContext.PROMPT)
 GRPO = RewardConfig(kind=Reward.GRPO)
+INSTEAD = RefineGateConfig(kind=RefineGate.ACCEPT_CORRECT, on_refusal=OnRefusal.ROLLOUT)
 
 CONTRADICTIONS: list[tuple[str, Callable[[], object]]] = [
     ("method.teacher_context", lambda: replace(ROLLOUT, teacher_context=TeacherContext.REFINE)),
@@ -50,6 +51,12 @@ CONTRADICTIONS: list[tuple[str, Callable[[], object]]] = [
     ("method.trajectory", lambda: MethodConfig(divergence=Divergence.REVERSE_KL, support=Support.SAMPLED)),
     ("method.trajectory", lambda: replace(ROLLOUT, support=Support.SAMPLED)),
     ("method.clip", lambda: MethodConfig(support=Support.SAMPLED, clip=Clip.ENTRY)),
+    (
+        "method.trajectory",
+        lambda: MethodConfig(trajectory=TrajectorySource.SPLICED, support=Support.SAMPLED),
+    ),
+    ("method.refine_gate.on_refusal", lambda: MethodConfig(support=Support.SAMPLED, refine_gate=INSTEAD)),
+    ("method.refine_gate.on_refusal", lambda: MethodConfig(divergence=Divergence.NLL, refine_gate=INSTEAD)),
     (
         "method.refine_gate.kind",
         lambda: replace(ROLLOUT, refine_gate=RefineGateConfig(kind=RefineGate.FAILED_ONLY)),
@@ -118,3 +125,12 @@ def test_who_is_needed_follows_from_the_method():
     )
     assert (moving.pushes_teacher, moving.teacher_scorer) == (True, False)
     assert moving.teacher_model == moving.student.model
+
+
+def test_a_method_without_a_teacher_does_not_look_for_its_model():
+    grpo = TrdConfig(
+        method=replace(ROLLOUT, reward=GRPO, divergence=Divergence.NONE),
+        teacher=TeacherConfig(model="/nowhere"),
+        pipeline=PipelineConfig(rollouts_per_prompt=2),
+    )
+    assert grpo.teacher_model == grpo.student.model

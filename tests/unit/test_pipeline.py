@@ -19,7 +19,7 @@ from tests.fakes import (
     completion,
 )
 from trd_ray.buffer import TrajectoryBuffer
-from trd_ray.choices import Divergence, RefineGate, Reward
+from trd_ray.choices import Divergence, OnRefusal, RefineGate, Reward
 from trd_ray.config import (
     MethodConfig,
     PipelineConfig,
@@ -111,6 +111,7 @@ def make_run(tmp_path: Path, *, name: str = "run", open_existing: bool = False, 
         score=config.teacher.score,
         rollout_sampling=config.generator.sampling,
         refine_sampling=config.teacher.sampling,
+        vocab_size=1_000,
     )
     pipeline = Pipeline(
         config,
@@ -420,3 +421,11 @@ async def test_a_resumed_run_draws_the_extra_problems_of_a_step_again(tmp_path: 
     assert [(p.problem.prompt_id, p.epoch, p.sample_index, p.seed) for p in parts] == [
         (p.problem.prompt_id, p.epoch, p.sample_index, p.seed) for p in whole.generator.asked
     ]
+
+
+async def test_a_teacher_that_cannot_rewrite_ends_the_run_also_where_rollouts_stand_in(tmp_path: Path):
+    gate = RefineGateConfig(kind=RefineGate.ACCEPT_CORRECT, on_refusal=OnRefusal.ROLLOUT)
+    run = make_run(tmp_path, method=MethodConfig(refine_gate=gate))
+    run.teacher.rewrite = lambda: completion("right", stop=StopReason.LENGTH)
+    with pytest.raises(RunFailedError, match="too many trajectories"):
+        await run.pipeline.run()

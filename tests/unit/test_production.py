@@ -137,6 +137,7 @@ class Rig:
             score=self.score,
             rollout_sampling=SamplingConfig(max_tokens=8),
             refine_sampling=SamplingConfig(max_tokens=16),
+            vocab_size=1_000,
             locator=locator,
         )
         observer = RecordingObserver()
@@ -525,3 +526,10 @@ async def test_an_aborted_or_empty_speculation_is_rejected():
     rig.generator.generate = aborted  # type: ignore[method-assign]
     made = await rig.make()
     assert (made.outcome, made.reason) == (Outcome.REJECTED, RejectReason.ABORTED)
+
+
+async def test_a_token_that_the_tokenizer_does_not_have_rejects_the_trajectory():
+    rig = Rig(method(TrajectorySource.ROLLOUT), rollout="a" + chr(1_000))
+    made = await rig.make()
+    assert (made.outcome, made.reason) == (Outcome.REJECTED, RejectReason.UNKNOWN_TOKEN)
+    assert rig.teacher.scored == []

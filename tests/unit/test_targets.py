@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from trd_ray.batching import encode_hidden
-from trd_ray.targets import is_sound
+from trd_ray.targets import is_sound, with_known_ids
 from trd_ray.types import DeferredTarget, TeacherHidden, TopKTargets
 
 NAN, INF = float("nan"), float("inf")
@@ -50,3 +50,15 @@ def test_topk_targets(target: TopKTargets, sound: bool):
 def test_nothing_is_known_of_what_the_learner_will_compute():
     assert is_sound(DeferredTarget(context_ids=np.ones(1, dtype=np.int32)))
     assert is_sound(TeacherHidden(hidden=np.zeros((0, 3), dtype=np.float32)))
+
+
+def test_ids_that_no_tokenizer_has_give_their_probability_to_tokens_that_are_not_listed():
+    targets = TopKTargets(
+        topk_ids=np.array([[0, 9, 1, 8], [3, 2, 1, 0]], dtype=np.int32),
+        topk_logprobs=np.array([[-0.1, -3.0, -4.0, -5.0]] * 2, dtype=np.float32),
+        token_logprobs=np.zeros(2, dtype=np.float32),
+    )
+    known = with_known_ids(targets, vocab_size=8)
+    assert known.topk_ids.tolist() == [[0, 2, 1, 3], [3, 2, 1, 0]]
+    np.testing.assert_array_equal(known.topk_logprobs, targets.topk_logprobs)
+    assert with_known_ids(targets, vocab_size=10) is targets
