@@ -13,6 +13,7 @@ import numpy as np
 from actors.engine import Engine
 from actors.engine_logprobs import topk_targets
 from actors.engine_options import SamplingOptions, sampling_params
+from trd_ray.targets import first_outside
 from trd_ray.types import (
     DraftVerdict,
     FloatArray,
@@ -84,10 +85,9 @@ class EngineScoring:
         else:
             # The position that predicts the first drafted token was cached too: its row holds nothing.
             targets = await self.score(context_ids, draft_ids, top_k=top_k)
-        inside = (targets.topk_ids == draft_ids[:, None]).any(axis=1)
-        if inside.all():
+        num_accepted = first_outside(targets, draft_ids)
+        if num_accepted == len(draft_ids):
             return DraftVerdict(num_accepted=len(draft_ids), replacement=None)
-        num_accepted = int(inside.argmin())
         sampling = SamplingOptions(max_tokens=1, seed=seed, temperature=temperature)
         made = await self._engine.generate(
             np.concatenate([context_ids, draft_ids[:num_accepted]]), sampling, self._request_id("replace")

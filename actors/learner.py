@@ -7,7 +7,6 @@ packing live in `trd_ray`; this file sums gradients over ranks, and gathers weig
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
@@ -56,7 +55,6 @@ if TYPE_CHECKING:
 
     from actors.weight_transfer import Receiver, WeightEndpoint
 
-logger = logging.getLogger(__name__)
 Sent = TypeVar("Sent")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import pickle
 import statistics
 import time
@@ -18,16 +19,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from actors.engine import Engine, EngineOptions, SamplingOptions
+from actors.engine import Engine, SamplingOptions
 from actors.engine_options import sampling_params
 from actors.engine_scoring import EngineScoring
+from actors.handles import sampling_options
+from benchmarks.generation import step_prompts
 from launch.preflight import check_run
+from launch.wiring_ray import engine_options
 from trd_ray.assembly import RunInputs
 from trd_ray.config import EngineConfig, SamplingConfig, TrdConfig
 from trd_ray.config_loader import load_config
 from trd_ray.refinement import PromptTooLong
 from trd_ray.scoring import AsyncScorer, HiddenScorer
-from trd_ray.types import Grade, IntArray, Prompt, Rollout, TeacherCompletion, TopKTargets
+from trd_ray.types import Grade, IntArray, Rollout, TeacherCompletion, TopKTargets
 
 _WARM_UP = 2
 
@@ -46,7 +50,9 @@ class Refiner:
     async def refine(self, top_k: int | None) -> list[TeacherCompletion]:
         return await asyncio.gather(
             *(
-                self.scoring.generate(prompt, _options(self.sampling, seed=i), f"refine-{i}", top_k=top_k)
+                self.scoring.generate(
+                    prompt, sampling_options(self.sampling, seed=i), f"refine-{i}", top_k=top_k
+                )
                 for i, prompt in enumerate(self.prompts)
             )
         )
@@ -76,42 +82,21 @@ class Refiner:
         )
 
 
-def _options(sampling: SamplingConfig, *, seed: int) -> SamplingOptions:
-    return SamplingOptions(
-        max_tokens=sampling.max_tokens, seed=seed, temperature=sampling.temperature, top_p=sampling.top_p,
-        top_k=sampling.top_k,
-    )  # fmt: skip
-
-
 def _engine(engine: EngineConfig, model: str) -> Engine:
-    return Engine(
-        EngineOptions(
-            model=model,
-            dtype=engine.dtype.value,
-            max_model_len=engine.max_model_len,
-            max_num_seqs=engine.max_num_seqs,
-            kv_cache_gib=engine.kv_cache_gib,
-            threads=engine.threads,
-            device=engine.device.value,
-            prefix_caching=False,
-            weight_transfer_backend=None,
-        )
-    )
+    options = engine_options(engine, model=model, seed=0, weight_transfer=None)
+    return Engine(dataclasses.replace(options, prefix_caching=False))
 
 
 async def refine_prompts(config: TrdConfig, inputs: RunInputs) -> list[IntArray]:
     """The teacher's prompts for one step's rollouts of the untrained student."""
     student = _engine(config.generator.engine, str(inputs.student_path))
-    taken = inputs.stream.take(config.pipeline.trajectories_per_step)
-    prompts = [
-        Prompt(
-            problem=problem, epoch=epoch, sample_index=0, token_ids=inputs.prompts.student(problem), seed=i
-        )
-        for i, (problem, epoch) in enumerate(taken)
-    ]
+    prompts = step_prompts(config, inputs)
     sampling = config.generator.sampling
     done = await asyncio.gather(
-        *(student.generate(p.token_ids, _options(sampling, seed=p.seed), f"r-{p.seed}") for p in prompts)
+        *(
+            student.generate(p.token_ids, sampling_options(sampling, seed=p.seed), f"r-{p.seed}")
+            for p in prompts
+        )
     )
     await student.shutdown()
     refine = [

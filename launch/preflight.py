@@ -11,7 +11,6 @@ import psutil
 from actors.placement import GIB, actor_requests, total_request
 from trd_ray.assembly import RunInputs, max_student_prompt, read_inputs
 from trd_ray.chat import check_chat_template
-from trd_ray.choices import ScoreMethod
 from trd_ray.config import TrdConfig
 from trd_ray.errors import ConfigError, MissingDependencyError, describe
 from trd_ray.models import ModelFacts, model_facts
@@ -162,8 +161,7 @@ def check_scored_lengths(config: TrdConfig, *, student: ModelFacts, teacher: Mod
 
 def check_prefill_lengths(config: TrdConfig) -> None:
     """An engine that scores holds prompt, trajectory and one token that it samples and drops."""
-    by_engine = config.teacher.score in (ScoreMethod.PREFILL, ScoreMethod.FUSED)
-    if not (config.method.scores and by_engine):
+    if not (config.method.scores and config.teacher.score.by_engine):
         return
     longest = max_student_prompt(config) + _longest_trajectory(config) + 1
     if longest > config.teacher.engine.max_model_len:

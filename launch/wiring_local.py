@@ -10,9 +10,9 @@ from transformers import PreTrainedModel
 from trd_ray.assembly import Roles, RunInputs
 from trd_ray.buffer import TrajectoryBuffer
 from trd_ray.config import TrdConfig
+from trd_ray.end_token import end_token_ids
 from trd_ray.local.engine import LocalEngine, LocalGenerator, LocalTeacher
 from trd_ray.local.learner import LocalLearner
-from trd_ray.local.sampling import end_token_ids
 from trd_ray.local.weight_sync import LocalWeightSync
 from trd_ray.models import load_student, torch_dtype
 from trd_ray.scoring import AsyncScorer, HiddenScorer

@@ -195,9 +195,10 @@ def _options(
     }
 
 
-def _engine_options(
+def engine_options(
     engine: EngineConfig, *, model: str, seed: int, weight_transfer: str | None
 ) -> EngineOptions:
+    """A role's engine block as the engine takes it."""
     return EngineOptions(
         model=model,
         dtype=engine.dtype.value,
@@ -217,7 +218,7 @@ def _engine_options(
 
 
 def _generator_engine(config: TrdConfig, inputs: RunInputs, *, index: int) -> EngineOptions:
-    return _engine_options(
+    return engine_options(
         config.generator.engine,
         model=str(inputs.student_path.resolve()),
         seed=config.run.seed + index,
@@ -228,7 +229,7 @@ def _generator_engine(config: TrdConfig, inputs: RunInputs, *, index: int) -> En
 def _teacher_engine(config: TrdConfig, inputs: RunInputs, *, index: int) -> EngineOptions | None:
     if not config.teacher_engine:
         return None
-    return _engine_options(
+    return engine_options(
         config.teacher.engine,
         model=str(inputs.teacher_path.resolve()),
         seed=config.run.seed + index,

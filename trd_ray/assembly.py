@@ -11,12 +11,11 @@ from transformers import PreTrainedTokenizerBase
 from trd_ray.choices import Support
 from trd_ray.config import MethodConfig, TrdConfig
 from trd_ray.data import ProblemStream, load_first_problems, load_problems
-from trd_ray.end_token import answer_end_token
+from trd_ray.end_token import answer_end_token, end_token_ids
 from trd_ray.errors import ConfigError, describe
 from trd_ray.evaluation import eval_prompts
 from trd_ray.evaluator import Evaluator
 from trd_ray.interfaces import Buffer, Generator, Learner, Teacher, WeightSync
-from trd_ray.local.sampling import end_token_ids
 from trd_ray.locate import FailureLocator, make_locator, require_steps
 from trd_ray.models import load_tokenizer, model_facts, resolve_model, shared_vocab_size
 from trd_ray.observer import Observer

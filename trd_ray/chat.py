@@ -107,3 +107,10 @@ def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 def _added_special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     return frozenset(index for index, token in tokenizer.added_tokens_decoder.items() if token.special)
+
+
+def decode_text(tokenizer: PreTrainedTokenizerBase, token_ids: IntArray) -> str:
+    """Tokens [T] as text without special tokens, for graders and people."""
+    text = tokenizer.decode(token_ids.tolist(), skip_special_tokens=True)
+    assert isinstance(text, str)
+    return text

@@ -150,6 +150,11 @@ class ScoreMethod(StrEnum):
     LEARNER = "learner"
     """The learner runs the teacher: a frozen copy, or its own model with the adapters off."""
 
+    @property
+    def by_engine(self) -> bool:
+        """The teachers' vLLM engines give log-probabilities."""
+        return self in (ScoreMethod.FUSED, ScoreMethod.PREFILL)
+
 
 class DType(StrEnum):
     """Number format of weights and activations."""

@@ -6,7 +6,7 @@ Axis letters: B sequences, L padded length, N loss tokens, Dt teacher width, K t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -87,10 +87,6 @@ class MicroBatchTensors:
             ),
             teacher_input=None if self.teacher_input is None else self.teacher_input.to(device),
         )
-
-    def with_teacher_hidden(self, hidden: Tensor) -> MicroBatchTensors:
-        """The same with hidden states [N, Dt] that the learner computed itself."""
-        return replace(self, teacher_hidden=hidden, teacher_input=None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -682,7 +682,7 @@ class TrdConfig:
             self.method.trajectory is TrajectorySource.SPLICED
             and self.method.splice.locator is Locator.TEACHER_PROBABILITY
         )
-        by_engine = self.method.scores and self.teacher.score in (ScoreMethod.FUSED, ScoreMethod.PREFILL)
+        by_engine = self.method.scores and self.teacher.score.by_engine
         return self.method.teacher_generates or locates or by_engine
 
     @property

@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from trd_ray.chat import decode_text
 from trd_ray.choices import Locator
 from trd_ray.config import SpliceConfig
 from trd_ray.errors import ConfigError, describe
@@ -138,23 +139,19 @@ def num_tokens_before(tokenizer: PreTrainedTokenizerBase, token_ids: IntArray, c
 
     Tokens at that border which have no text of their own, such as an end token, are left out.
     """
-    whole = _decode(tokenizer, token_ids)
+    whole = decode_text(tokenizer, token_ids)
 
     def fits(num: int) -> bool:
-        return len(_decode(tokenizer, token_ids[:num])) <= char
+        return len(decode_text(tokenizer, token_ids[:num])) <= char
 
     most, too_many = 0, len(token_ids) + 1
     while too_many - most > 1:
         middle = (most + too_many) // 2
         most, too_many = (middle, too_many) if fits(middle) else (most, middle)
     # A character may take several tokens: a border within it decodes to a replacement character.
-    while most and not whole.startswith(_decode(tokenizer, token_ids[:most])):
+    while most and not whole.startswith(decode_text(tokenizer, token_ids[:most])):
         most -= 1
-    text = _decode(tokenizer, token_ids[:most])
-    while most and _decode(tokenizer, token_ids[: most - 1]) == text:
+    text = decode_text(tokenizer, token_ids[:most])
+    while most and decode_text(tokenizer, token_ids[: most - 1]) == text:
         most -= 1
     return most
-
-
-def _decode(tokenizer: PreTrainedTokenizerBase, token_ids: IntArray) -> str:
-    return str(tokenizer.decode(token_ids.tolist(), skip_special_tokens=True))

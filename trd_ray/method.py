@@ -153,7 +153,7 @@ def check_scoring(config: TrdConfig) -> None:
     )  # fmt: skip
     if not method.scores:
         return
-    if score in (ScoreMethod.FUSED, ScoreMethod.PREFILL):
+    if score.by_engine:
         require(
             method.support is not Support.FULL and method.gate.kind is TokenGate.NONE,
             "teacher.score", score.value,

@@ -187,7 +187,7 @@ def step_metrics(
         num_loss_tokens=step.num_loss_tokens,
         staleness_max=staleness_max,
         rollout_accuracy=mean_of([float(r.grade.correct) for r in rollouts]),
-        refined_accuracy=_accuracy(refined),
+        refined_accuracy=mean_of([float(r.grade.correct) for _, r in refined]),
         trajectory_accuracy=mean_of([float(t.grade.correct) for t in consumed if t.grade is not None]),
         refinement_accepted=num_accepted(consumed),
         refinement_refused_by_reason=refused_by_reason(trajectories),
@@ -236,12 +236,6 @@ def _refined(trajectories: Sequence[Trajectory]) -> list[tuple[bool, Refinement]
         for t in trajectories
         if t.refinement is not None and t.rollout is not None
     ]
-
-
-def _accuracy(refined: Sequence[tuple[bool, Refinement]]) -> float | None:
-    if not refined:
-        return None
-    return sum(refinement.grade.correct for _, refinement in refined) / len(refined)
 
 
 class MetricsWriter:

@@ -74,7 +74,7 @@ def objective_needs(method: MethodConfig, score: ScoreMethod) -> ObjectiveNeeds:
     rewarded = method.reward.kind is not Reward.NONE
     return ObjectiveNeeds(
         target=_target_kind(method, score),
-        top_k=method.top_k if method.support is Support.TOP_K else 0,
+        top_k=method.num_targets,
         rollout_logprobs=by_ratio or rewarded,
         advantages=rewarded,
     )

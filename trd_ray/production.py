@@ -128,8 +128,7 @@ class Producer:
         context_ids, token_ids = trajectory.teacher_context_ids, trajectory.token_ids
         if self.score is ScoreMethod.LEARNER:
             return dataclasses.replace(trajectory, target=DeferredTarget(context_ids=context_ids))
-        by_engine = self.score in (ScoreMethod.PREFILL, ScoreMethod.FUSED)
-        if by_engine and len(context_ids) + len(token_ids) > self.prompts.max_scored:
+        if self.score.by_engine and len(context_ids) + len(token_ids) > self.prompts.max_scored:
             return rejected(trajectory, RejectReason.PROMPT_TOO_LONG)
         with stages.stage(Stage.SCORE):
             target = await self.teacher.score(context_ids, token_ids)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from trd_ray.chat import decode_text
 from trd_ray.errors import DataError, describe
 from trd_ray.refinement import (
     PrivilegedPrompt,
@@ -76,7 +77,7 @@ class PromptBuilder:
 
     def text(self, token_ids: IntArray) -> str:
         """Tokens decoded without special tokens, for graders and people."""
-        return str(self.student_format.tokenizer.decode(token_ids.tolist(), skip_special_tokens=True))
+        return decode_text(self.student_format.tokenizer, token_ids)
 
     def answer_context(self, prompt: Prompt, *, num_tokens: int) -> IntArray | PromptTooLong:
         """What a teacher sees that answers by itself, with room for `num_tokens` [P']."""

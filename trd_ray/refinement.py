@@ -17,15 +17,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trd_ray.chat import encode_chat
+from trd_ray.chat import decode_text, encode_chat
 from trd_ray.errors import DataError, describe
 from trd_ray.templates import TemplateName, render
 from trd_ray.types import (
     Completion,
     IntArray,
-    Outcome,
     Problem,
-    Refinement,
     RefinePrompt,
     RejectReason,
     Rollout,
@@ -83,14 +81,6 @@ class PrivilegedPrompt:
     """[P] chat template applied."""
     num_cut_reference_tokens: int
     """Tokens cut from the tail of y*."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Verdict:
-    """Whether a trajectory is trained on, and if not, why."""
-
-    outcome: Outcome
-    reason: RejectReason
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,7 +144,7 @@ def refine_prompt(
     template = TemplateName.REFINE_PRIVILEGED if privileged else TemplateName.REFINE
     reference = require_reference(problem) if privileged else None
     rollout_ids = rollout.completion.token_ids
-    initial_solution = _decode(tokenizer, rollout_ids)
+    initial_solution = decode_text(tokenizer, rollout_ids)
 
     def with_solution(text: str) -> IntArray:
         return prompt_format.encode(template, problem=problem, reference=reference, initial_solution=text)
@@ -185,27 +175,11 @@ def refine_prompt(
     )
 
 
-def judge_trajectory(rollout: Rollout, *, refinement: Refinement | PromptTooLong | None) -> Verdict:
-    """Decide whether a trajectory is trained on.
-
-    A rollout that stopped by length is trained on as it is: each of its tokens is the student's own.
-    A refinement that did is not, since it teaches to end nowhere.
-
-    Args:
-        refinement: None where the method trains on the rollout itself.
-    """
-    reason = reject_rollout(rollout.completion, is_trajectory=refinement is None)
-    if reason is RejectReason.NONE and refinement is not None:
-        if isinstance(refinement, PromptTooLong):
-            reason = RejectReason.PROMPT_TOO_LONG
-        else:
-            reason = reject_teacher_text(refinement.completion)
-    outcome = Outcome.CONSUMED if reason is RejectReason.NONE else Outcome.REJECTED
-    return Verdict(outcome=outcome, reason=reason)
-
-
 def reject_rollout(completion: Completion, *, is_trajectory: bool) -> RejectReason:
-    """Why a rollout is broken; `NONE` if it is not. An empty one only is if it is to be trained on."""
+    """Why a rollout is broken; `NONE` if it is not. An empty one only is if it is to be trained on.
+
+    One that stopped by length is not: each of its tokens is the student's own.
+    """
     if completion.stop_reason is StopReason.ABORT:
         return RejectReason.ABORTED
     if not np.isfinite(completion.logprobs).all():
@@ -217,7 +191,10 @@ def reject_rollout(completion: Completion, *, is_trajectory: bool) -> RejectReas
 
 
 def reject_teacher_text(completion: Completion) -> RejectReason:
-    """Why what the teacher wrote cannot be trained on; `NONE` if it can."""
+    """Why what the teacher wrote cannot be trained on; `NONE` if it can.
+
+    What stopped by length cannot, since it teaches to end nowhere.
+    """
     if completion.stop_reason is StopReason.ABORT:
         return RejectReason.ABORTED
     if not np.isfinite(completion.logprobs).all():
@@ -251,7 +228,9 @@ def _cut_to_fit(
         too_many = len(token_ids)
         while too_many - kept > 1:
             middle = (kept + too_many) // 2
-            beginning = _decode(tokenizer, token_ids[:middle]).rstrip("\N{REPLACEMENT CHARACTER}").rstrip()
+            beginning = (
+                decode_text(tokenizer, token_ids[:middle]).rstrip("\N{REPLACEMENT CHARACTER}").rstrip()
+            )
             candidate = f"{beginning}\n{notice}" if beginning else notice
             prompt = encode(candidate)
             if len(prompt) <= max_prompt_tokens:
@@ -259,12 +238,6 @@ def _cut_to_fit(
             else:
                 too_many = middle
     return _Cut(token_ids=kept_prompt, num_cut=len(token_ids) - kept, text=kept_text)
-
-
-def _decode(tokenizer: PreTrainedTokenizerBase, token_ids: IntArray) -> str:
-    text = tokenizer.decode(token_ids.tolist(), skip_special_tokens=True)
-    assert isinstance(text, str)
-    return text
 
 
 def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> IntArray:

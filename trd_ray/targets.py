@@ -1,4 +1,4 @@
-"""Whether what a teacher computed can be learnt from."""
+"""What a teacher computed, looked at: can it be learnt from, and what does it say of a draft."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from trd_ray.types import DeferredTarget, Target, TeacherHidden, TopKTargets
+from trd_ray.types import DeferredTarget, IntArray, Target, TeacherHidden, TopKTargets
 
 _BFLOAT16_EXPONENT = np.uint16(0x7F80)
 """All its bits are set in infinities and in what is no number."""
@@ -43,3 +43,9 @@ def with_known_ids(targets: TopKTargets, *, vocab_size: int) -> TopKTargets:
         free = np.setdiff1d(np.arange(min(vocab_size, 2 * ids.shape[1])), ids[row])
         ids[row, unknown[row]] = free[: int(unknown[row].sum())]
     return dataclasses.replace(targets, topk_ids=ids)
+
+
+def first_outside(targets: TopKTargets, token_ids: IntArray) -> int:
+    """How many of the first tokens [T] all lie among their positions' K most likely ones."""
+    inside = (targets.topk_ids == token_ids[:, None]).any(axis=1)
+    return len(token_ids) if inside.all() else int(inside.argmin())

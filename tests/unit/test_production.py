@@ -533,3 +533,14 @@ async def test_a_token_that_the_tokenizer_does_not_have_rejects_the_trajectory()
     made = await rig.make()
     assert (made.outcome, made.reason) == (Outcome.REJECTED, RejectReason.UNKNOWN_TOKEN)
     assert rig.teacher.scored == []
+
+
+async def test_a_prompt_that_is_too_long_rejects_unless_the_rollout_is_broken():
+    rig = Rig(method(), prompts=Prompts(too_long=(TeacherContext.REFINE,)))
+    assert (await rig.make()).reason is RejectReason.PROMPT_TOO_LONG
+
+    async def aborted(prompt: Prompt, sampling: SamplingConfig) -> Completion:
+        return completion("wrong", stop=StopReason.ABORT)
+
+    rig.generator.generate = aborted  # type: ignore[method-assign]
+    assert (await rig.make()).reason is RejectReason.ABORTED

@@ -16,22 +16,24 @@ from trd_ray.refinement import (
     PrivilegedPrompt,
     PromptFormat,
     PromptTooLong,
-    judge_trajectory,
     privileged_prompt,
     refine_prompt,
+    reject_rollout,
+    reject_teacher_text,
     student_prompt,
 )
+from trd_ray.trajectories import of_rollout
 from trd_ray.types import (
     Completion,
     Grade,
     Outcome,
     Problem,
     Prompt,
-    Refinement,
     RefinePrompt,
     RejectReason,
     Rollout,
     StopReason,
+    TeacherContext,
 )
 
 TOKENIZER = make_tokenizer()
@@ -232,13 +234,6 @@ NAN = float("nan")
 INF = float("inf")
 
 
-def refined(answer: Completion) -> Refinement:
-    prompt = RefinePrompt(
-        token_ids=np.zeros(1, np.int32), num_cut_rollout_tokens=0, num_cut_reference_tokens=0
-    )
-    return Refinement(prompt=prompt, completion=answer, grade=Grade(correct=True, answer="2"))
-
-
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
@@ -254,9 +249,14 @@ def refined(answer: Completion) -> Refinement:
     ],
 )
 def test_judging_a_refinement(answer: Completion, reason: RejectReason) -> None:
-    verdict = judge_trajectory(rollout(), refinement=refined(answer))
-    assert verdict.reason is reason
-    assert verdict.outcome is (Outcome.CONSUMED if reason is RejectReason.NONE else Outcome.REJECTED)
+    judged = of_rollout(
+        rollout(),
+        context=TeacherContext.PROMPT,
+        context_ids=rollout().prompt.token_ids,
+        reason=reject_teacher_text(answer),
+    )
+    assert judged.reason is reason
+    assert judged.outcome is (Outcome.CONSUMED if reason is RejectReason.NONE else Outcome.REJECTED)
 
 
 @pytest.mark.parametrize(
@@ -271,12 +271,5 @@ def test_judging_a_refinement(answer: Completion, reason: RejectReason) -> None:
     ],
 )
 def test_judging_a_rollout(answer: Completion, alone: RejectReason, below_a_refinement: RejectReason) -> None:
-    assert judge_trajectory(rollout(answer), refinement=None).reason is alone
-    assert judge_trajectory(rollout(answer), refinement=refined(completion())).reason is below_a_refinement
-
-
-def test_a_prompt_that_is_too_long_rejects_unless_the_rollout_is_broken() -> None:
-    too_long = PromptTooLong(num_tokens=9, max_prompt_tokens=8)
-    assert judge_trajectory(rollout(), refinement=too_long).reason is RejectReason.PROMPT_TOO_LONG
-    aborted = rollout(completion(stop=StopReason.ABORT))
-    assert judge_trajectory(aborted, refinement=too_long).reason is RejectReason.ABORTED
+    assert reject_rollout(answer, is_trajectory=True) is alone
+    assert reject_rollout(answer, is_trajectory=False) is below_a_refinement

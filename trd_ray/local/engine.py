@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from trd_ray.chat import decode_text
 from trd_ray.config import SamplingConfig
 from trd_ray.local.sampling import Sampled, SampleRequest, sample
-from trd_ray.local.topk import TopKRequest, TopKScore, first_outside, score_topk
+from trd_ray.local.topk import TopKRequest, TopKScore, score_topk
 from trd_ray.micro_batcher import MicroBatcher
 from trd_ray.scoring import AsyncScorer
+from trd_ray.targets import first_outside
 from trd_ray.types import (
     Completion,
     DraftVerdict,
@@ -56,7 +58,7 @@ class LocalEngine:
         completion = Completion(
             token_ids=sampled.token_ids,
             logprobs=sampled.logprobs,
-            text=str(self._tokenizer.decode(sampled.token_ids.tolist(), skip_special_tokens=True)),
+            text=decode_text(self._tokenizer, sampled.token_ids),
             stop_reason=sampled.stop_reason,
             policy_version_min=self.policy_version,
             policy_version_max=self.policy_version,

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from trd_ray.config import SamplingConfig
-from trd_ray.errors import ModelError, describe
 from trd_ray.types import FloatArray, IntArray, StopReason, TopKTargets
 
 
@@ -41,29 +39,6 @@ class Sampled:
     stop_reason: StopReason
     targets: TopKTargets | None = None
     """None unless asked for."""
-
-
-def end_token_ids(path: Path, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The ids that end an answer: the tokenizer's end token and those of generation_config.json.
-
-    Raises `ModelError` if the model has none: it would never stop.
-    """
-    ids = {tokenizer.eos_token_id}
-    if (path / "generation_config.json").is_file():
-        configured = GenerationConfig.from_pretrained(path, local_files_only=True).eos_token_id
-        ids |= set(configured) if isinstance(configured, list) else {configured}
-    ids.discard(None)
-    if not ids:
-        raise ModelError(
-            describe(
-                "the model has no end token",
-                where=str(path),
-                got="none in the tokenizer and none in generation_config.json",
-                expected="eos_token_id",
-                remedy="set eos_token in tokenizer_config.json",
-            )
-        )
-    return frozenset(ids)
 
 
 @torch.no_grad()

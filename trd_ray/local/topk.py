@@ -10,6 +10,9 @@ import torch
 from transformers import PreTrainedModel
 
 from trd_ray.batching import pack_lengths, pad_right
+from trd_ray.config import SamplingConfig
+from trd_ray.local.sampling import choose_token
+from trd_ray.targets import first_outside
 from trd_ray.types import IntArray, TopKTargets
 
 _BATCH_TOKENS = 8192
@@ -36,12 +39,6 @@ class TopKScore:
     targets: TopKTargets
     drawn: int | None = None
     """None unless asked for, and where every token is inside the top k."""
-
-
-def first_outside(targets: TopKTargets, token_ids: IntArray) -> int:
-    """How many of the first tokens [T] all lie among their positions' K most likely ones."""
-    inside = (targets.topk_ids == token_ids[:, None]).any(axis=1)
-    return len(token_ids) if inside.all() else int(inside.argmin())
 
 
 def topk_of_logprobs(logprobs_TV: torch.Tensor, token_ids: IntArray, top_k: int) -> TopKTargets:
@@ -85,9 +82,6 @@ def _score(logits_TV: torch.Tensor, request: TopKRequest) -> TopKScore:
     if request.draw is None or position == len(request.token_ids):
         return TopKScore(targets=targets)
     temperature, seed = request.draw
-    logits_V = logits_TV[position]
-    if temperature == 0.0:
-        return TopKScore(targets=targets, drawn=int(logits_V.argmax()))
-    generator = torch.Generator(device=logits_V.device).manual_seed(seed)
-    probs_V = (logits_V / temperature).softmax(-1)
-    return TopKScore(targets=targets, drawn=int(torch.multinomial(probs_V, 1, generator=generator)))
+    generator = torch.Generator(device=logits_TV.device).manual_seed(seed)
+    drawn = choose_token(logits_TV[position], SamplingConfig(temperature=temperature), generator)
+    return TopKScore(targets=targets, drawn=drawn)
