@@ -14,14 +14,7 @@ from actors.engine import Engine
 from actors.engine_logprobs import topk_targets
 from actors.engine_options import SamplingOptions, sampling_params
 from trd_ray.targets import first_outside
-from trd_ray.types import (
-    DraftVerdict,
-    FloatArray,
-    IntArray,
-    StopReason,
-    TeacherCompletion,
-    TopKTargets,
-)
+from trd_ray.types import DraftVerdict, FloatArray, IntArray, StopReason, TeacherCompletion, TopKTargets
 
 if TYPE_CHECKING:
     from vllm import RequestOutput

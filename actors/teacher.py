@@ -13,14 +13,7 @@ from actors.engine_scoring import EngineScoring
 from actors.weight_transfer import WeightEndpoint
 from trd_ray.choices import Device, DType
 from trd_ray.scoring import AsyncScorer, HiddenScorer
-from trd_ray.types import (
-    DraftVerdict,
-    FloatArray,
-    IntArray,
-    TeacherCompletion,
-    TeacherHidden,
-    TopKTargets,
-)
+from trd_ray.types import DraftVerdict, FloatArray, IntArray, TeacherCompletion, TeacherHidden, TopKTargets
 from trd_ray.weights import WeightManifest
 
 

@@ -16,14 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trd_ray.types import (
-    DeferredTarget,
-    IntArray,
-    TeacherHidden,
-    TopKTargets,
-    TrainingBatch,
-    TrainingSample,
-)
+from trd_ray.types import DeferredTarget, IntArray, TeacherHidden, TopKTargets, TrainingBatch, TrainingSample
 
 MicroBatch = tuple[TrainingSample, ...]
 

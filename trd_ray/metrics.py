@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self
 from trd_ray.errors import DataError, MissingDependencyError, describe
 from trd_ray.evaluation import EvalReport
 from trd_ray.json_lines import JsonLinesWriter, read_lines
+from trd_ray.outcomes import Outcome
 from trd_ray.run_folder import RunFolder
 from trd_ray.stage_clock import Stage, StageTimes
 from trd_ray.trajectory_metrics import (
@@ -26,7 +27,7 @@ from trd_ray.trajectory_metrics import (
     refused_by_reason,
     support_mean,
 )
-from trd_ray.types import LearnerStep, Outcome, Refinement, SyncReport, Trajectory
+from trd_ray.types import LearnerStep, Refinement, SyncReport, Trajectory
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

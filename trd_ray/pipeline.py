@@ -21,8 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from trd_ray.batching import make_training_batch
-from trd_ray.choices import Reward
 from trd_ray.config import TrdConfig
 from trd_ray.data import ProblemStream
 from trd_ray.errors import RunFailedError, describe
@@ -30,23 +28,17 @@ from trd_ray.evaluator import Evaluator
 from trd_ray.interfaces import Buffer, Learner, WeightSync
 from trd_ray.metrics import step_metrics
 from trd_ray.observer import Observer
+from trd_ray.outcomes import Outcome
 from trd_ray.production import Producer
 from trd_ray.recorder import Recorder
 from trd_ray.refine_gate import REFUSED_BY_DESIGN
-from trd_ray.rewards import group_advantages
 from trd_ray.run_state import RunState
 from trd_ray.seeds import derive_seed
 from trd_ray.stage_clock import Stage, StageClock
 from trd_ray.staleness import check_staleness
+from trd_ray.step_batch import step_batch
 from trd_ray.step_stages import StepStages
-from trd_ray.types import (
-    Outcome,
-    Prompt,
-    TrainingBatch,
-    TrainingSample,
-    Trajectory,
-    TrajectorySource,
-)
+from trd_ray.types import Prompt, Trajectory
 
 log = logging.getLogger(__name__)
 
@@ -211,7 +203,9 @@ class Pipeline:
         self._recorder.trajectories(trajectories, learner_step=step)
         consumed = tuple(t for t in trajectories if t.outcome is Outcome.CONSUMED)
         await self._refuse_empty_step(trajectories, consumed)
-        batch = self._batch(consumed)
+        batch = step_batch(
+            consumed, learner_step=step, method=self._config.method, learner=self._config.learner
+        )
         staleness_max = check_staleness(
             consumed,
             learner_version=self._state.learner_step,
@@ -272,22 +266,6 @@ class Pipeline:
         share = _broken_share(trajectories)
         return share == 1.0 or share > self._config.pipeline.max_rejected_share
 
-    def _batch(self, consumed: tuple[Trajectory, ...]) -> TrainingBatch:
-        return make_training_batch(
-            [
-                _training_sample(trajectory, advantage=advantage)
-                for trajectory, advantage in zip(consumed, self._advantages(consumed), strict=True)
-            ],
-            learner_step=self._state.learner_step + 1,
-            num_ranks=self._config.learner.num_ranks,
-            micro_batch_tokens=self._config.learner.micro_batch_tokens,
-        )
-
-    def _advantages(self, consumed: tuple[Trajectory, ...]) -> tuple[float, ...]:
-        if self._config.method.reward.kind is Reward.NONE:
-            return (0.0,) * len(consumed)
-        return group_advantages(consumed)
-
     async def _after_step(self) -> None:
         step, run = self._state.learner_step, self._config.run
         if self._evaluation_is_due():
@@ -339,14 +317,3 @@ def _broken_share(trajectories: tuple[Trajectory, ...]) -> float:
     counts although its rollout may be trained on: a teacher that cannot rewrite must not go unnoticed."""
     reasons = [t.gate_reason or t.reason for t in trajectories]
     return sum(bool(reason) and reason not in REFUSED_BY_DESIGN for reason in reasons) / len(reasons)
-
-
-def _training_sample(trajectory: Trajectory, *, advantage: float) -> TrainingSample:
-    sampled = trajectory.rollout if trajectory.source is TrajectorySource.ROLLOUT else None
-    return TrainingSample(
-        prompt_ids=trajectory.prompt.token_ids,
-        response_ids=trajectory.token_ids,
-        target=trajectory.target,
-        rollout_logprobs=None if sampled is None else sampled.completion.logprobs,
-        advantage=advantage,
-    )

@@ -16,6 +16,7 @@ from trd_ray.choices import ScoreMethod
 from trd_ray.config import MethodConfig, SamplingConfig
 from trd_ray.interfaces import Buffer, Generator, Teacher
 from trd_ray.locate import FailureLocator
+from trd_ray.outcomes import Outcome, RejectReason
 from trd_ray.prompting import PromptBuilder
 from trd_ray.refinement import PromptTooLong, reject_rollout, reject_teacher_text
 from trd_ray.refiner import Refiner
@@ -30,10 +31,8 @@ from trd_ray.types import (
     DeferredTarget,
     Grade,
     IntArray,
-    Outcome,
     Problem,
     Prompt,
-    RejectReason,
     Rollout,
     StopReason,
     TeacherContext,

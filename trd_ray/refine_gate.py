@@ -13,7 +13,8 @@ import numpy as np
 from trd_ray.choices import RefineGate
 from trd_ray.config import RefineGateConfig
 from trd_ray.interfaces import Generator
-from trd_ray.types import Grade, IntArray, RejectReason, Rollout
+from trd_ray.outcomes import RejectReason
+from trd_ray.types import Grade, IntArray, Rollout
 
 REFUSED_BY_DESIGN = frozenset(
     {

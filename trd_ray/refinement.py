@@ -19,16 +19,9 @@ import numpy as np
 
 from trd_ray.chat import decode_text, encode_chat
 from trd_ray.errors import DataError, describe
+from trd_ray.outcomes import RejectReason
 from trd_ray.templates import TemplateName, render
-from trd_ray.types import (
-    Completion,
-    IntArray,
-    Problem,
-    RefinePrompt,
-    RejectReason,
-    Rollout,
-    StopReason,
-)
+from trd_ray.types import Completion, IntArray, Problem, RefinePrompt, Rollout, StopReason
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

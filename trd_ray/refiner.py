@@ -11,6 +11,7 @@ from trd_ray.choices import OnRefusal, RefineGate
 from trd_ray.config import MethodConfig, SamplingConfig
 from trd_ray.interfaces import Generator, Teacher
 from trd_ray.locate import Evidence, FailureLocator
+from trd_ray.outcomes import RejectReason
 from trd_ray.prompting import PromptBuilder
 from trd_ray.refine_gate import refuse
 from trd_ray.refinement import PromptTooLong, reject_rollout, reject_teacher_text
@@ -22,7 +23,6 @@ from trd_ray.types import (
     Problem,
     Refinement,
     RefinePrompt,
-    RejectReason,
     Rollout,
     StopReason,
     TopKTargets,

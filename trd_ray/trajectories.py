@@ -6,15 +6,14 @@ import dataclasses
 
 import numpy as np
 
+from trd_ray.outcomes import Outcome, RejectReason
 from trd_ray.refinement import PromptTooLong
 from trd_ray.types import (
     Completion,
     Grade,
     IntArray,
-    Outcome,
     Prompt,
     Refinement,
-    RejectReason,
     Rollout,
     Target,
     TeacherContext,

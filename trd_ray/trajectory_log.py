@@ -18,15 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trd_ray.errors import DataError, describe
-from trd_ray.types import (
-    FloatArray,
-    IntArray,
-    Outcome,
-    RejectReason,
-    TeacherContext,
-    Trajectory,
-    TrajectorySource,
-)
+from trd_ray.outcomes import Outcome, RejectReason
+from trd_ray.types import FloatArray, IntArray, TeacherContext, Trajectory, TrajectorySource
 
 _FILE = re.compile(r"step_(\d+)\.parquet")
 _INTS = pa.list_(pa.int32())

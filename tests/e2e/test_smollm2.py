@@ -10,9 +10,9 @@ import pytest
 from tests.e2e.processes import command, run
 from trd_ray.convert import convert_smollm2
 from trd_ray.metrics import read_metrics
+from trd_ray.outcomes import Outcome
 from trd_ray.run_folder import RunFolder
 from trd_ray.trajectory_log import TrajectoryRow, read_trajectories
-from trd_ray.types import Outcome
 
 NUM_STEPS = 5
 

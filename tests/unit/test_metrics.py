@@ -13,18 +13,17 @@ from trd_ray.evaluation import GradedSample, summarise
 from trd_ray.json_lines import JsonLinesWriter, read_lines
 from trd_ray.metrics import MetricsWriter, StepMetrics, read_evals, read_metrics, step_metrics
 from trd_ray.observer import Observers
+from trd_ray.outcomes import Outcome, RejectReason
 from trd_ray.run_folder import RunFolder
 from trd_ray.stage_clock import Stage, StageTimes
 from trd_ray.types import (
     Completion,
     Grade,
     LearnerStep,
-    Outcome,
     Problem,
     Prompt,
     Refinement,
     RefinePrompt,
-    RejectReason,
     Rollout,
     StopReason,
     SyncReport,

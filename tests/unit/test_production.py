@@ -22,6 +22,7 @@ from trd_ray.choices import (
 )
 from trd_ray.config import MethodConfig, RefineGateConfig, SamplingConfig, SpliceConfig
 from trd_ray.locate import GraderLocator, make_locator
+from trd_ray.outcomes import Outcome, RejectReason
 from trd_ray.production import Producer
 from trd_ray.refinement import PromptTooLong
 from trd_ray.stage_clock import StageClock
@@ -31,11 +32,9 @@ from trd_ray.types import (
     DeferredTarget,
     Grade,
     IntArray,
-    Outcome,
     Problem,
     Prompt,
     RefinePrompt,
-    RejectReason,
     Rollout,
     StopReason,
     TeacherContext,

@@ -10,6 +10,7 @@ import pytest
 
 from tests.unit.tiny_tokenizer import END, make_tokenizer
 from trd_ray.errors import DataError
+from trd_ray.outcomes import Outcome, RejectReason
 from trd_ray.refinement import (
     REFERENCE_NOTICE,
     ROLLOUT_NOTICE,
@@ -26,11 +27,9 @@ from trd_ray.trajectories import of_rollout
 from trd_ray.types import (
     Completion,
     Grade,
-    Outcome,
     Problem,
     Prompt,
     RefinePrompt,
-    RejectReason,
     Rollout,
     StopReason,
     TeacherContext,

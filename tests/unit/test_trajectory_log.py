@@ -6,16 +6,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from trd_ray.errors import DataError
+from trd_ray.outcomes import Outcome, RejectReason
 from trd_ray.trajectory_log import SCHEMA, logged_steps, read_trajectories, write_trajectories
 from trd_ray.types import (
     Completion,
     Grade,
-    Outcome,
     Problem,
     Prompt,
     Refinement,
     RefinePrompt,
-    RejectReason,
     Rollout,
     StopReason,
     TeacherContext,

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 
 from tests.unit.trajectory_records import refined, trajectory
+from trd_ray.outcomes import RejectReason
 from trd_ray.trajectory_metrics import (
     edit_distance_mean,
     kept_share_mean,
@@ -16,7 +17,7 @@ from trd_ray.trajectory_metrics import (
     refused_by_reason,
     support_mean,
 )
-from trd_ray.types import RejectReason, TrajectorySource
+from trd_ray.types import TrajectorySource
 
 
 def test_edit_distance_is_of_tokens_over_the_longer_length():

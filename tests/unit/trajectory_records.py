@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tests.fakes import completion
+from trd_ray.outcomes import RejectReason
 from trd_ray.trajectories import make, of_rollout
 from trd_ray.types import (
     Grade,
@@ -13,7 +14,6 @@ from trd_ray.types import (
     Prompt,
     Refinement,
     RefinePrompt,
-    RejectReason,
     Rollout,
     TeacherContext,
     Trajectory,

@@ -14,8 +14,9 @@ from enum import StrEnum
 from itertools import zip_longest
 from pathlib import Path
 
+from trd_ray.outcomes import Outcome
 from trd_ray.trajectory_log import TrajectoryRow, read_trajectories
-from trd_ray.types import Outcome, TrajectorySource
+from trd_ray.types import TrajectorySource
 
 MAX_TRAJECTORIES = 400
 MAX_STEPS = 80

@@ -20,6 +20,7 @@ import yaml
 from trd_ray.config import LearnerConfig, MethodConfig, OptimizerConfig, PipelineConfig, RunConfig, TrdConfig
 from trd_ray.evaluation import GradedSample, summarise
 from trd_ray.metrics import MetricsWriter, step_metrics
+from trd_ray.outcomes import Outcome, RejectReason
 from trd_ray.report import write_report
 from trd_ray.run_folder import RunFolder
 from trd_ray.stage_clock import Stage, StageTimes
@@ -29,12 +30,10 @@ from trd_ray.trajectory_log import write_trajectories
 from trd_ray.types import (
     Completion,
     LearnerStep,
-    Outcome,
     Problem,
     Prompt,
     Refinement,
     RefinePrompt,
-    RejectReason,
     Rollout,
     StopReason,
     SyncReport,

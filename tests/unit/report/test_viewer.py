@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 
 from tests.unit.report.fake_run import fake_run
+from trd_ray.outcomes import Outcome, RejectReason
 from trd_ray.report.viewer import (
     MAX_CHARS,
     MAX_TRAJECTORIES,
@@ -18,7 +19,7 @@ from trd_ray.report.viewer import (
     spread,
 )
 from trd_ray.trajectory_log import read_trajectories
-from trd_ray.types import Outcome, RejectReason, TrajectorySource
+from trd_ray.types import TrajectorySource
 
 
 @pytest.fixture(scope="module")
