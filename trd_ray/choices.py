@@ -184,3 +184,14 @@ class Schedule(StrEnum):
 
     COSINE = "cosine"
     CONSTANT = "constant"
+
+
+class OverStale(StrEnum):
+    """What becomes of a trajectory that is older than `pipeline.max_staleness`."""
+
+    DROP = "drop"
+    """Rejected with its reason; another prompt takes its place."""
+    USE = "use"
+    """Trained on all the same."""
+    REFRESH = "refresh"
+    """Its prompt is answered anew by the present student."""

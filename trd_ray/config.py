@@ -24,6 +24,7 @@ from trd_ray.choices import (
     Locator,
     Normalization,
     OnRefusal,
+    OverStale,
     RefineGate,
     Renormalize,
     Reward,
@@ -328,8 +329,20 @@ class PipelineConfig:
     rollouts_per_prompt: int = 1
     """Rollouts of each. 1 or more; their product is the trajectories of a step."""
     max_staleness: int = 0
-    """Steps by which a rollout may lag behind the learner. 0 is strictly on-policy; other values
-    are not offered yet."""
+    """Steps by which a rollout may lag behind the learner, and by which generation may run ahead of it.
+    0 is strictly on-policy: generators wait while the learner learns. 1 lets them overlap."""
+    over_stale: OverStale = OverStale.DROP
+    """What becomes of a trajectory that is older than that, because it took long: `drop` it with its
+    reason, `use` it, or `refresh` it (its prompt is answered anew)."""
+    max_in_flight: int = 0
+    """Prompts that are being answered, refined or scored at once; 0 sets no other bound than
+    `(max_staleness + 1) * prompts_per_step * rollouts_per_prompt`."""
+    log_targets: bool = True
+    """Keep what the learner trains on in `buffer_log`, teacher's distributions included: with it
+    `--replay` trains again without generators and teachers, and a learner that died is brought back to
+    its step. Costs disk: the dry run says how much a step."""
+    log_url: str = ""
+    """Where that log is kept: a folder or any fsspec URL. Empty: `buffer_log` in the run folder."""
     stage_barrier: bool = True
     """Begin a stage only when all trajectories of the step have ended the one before. Right where
     roles share their cores or GPUs; false lets each trajectory go on by itself."""
@@ -339,7 +352,20 @@ class PipelineConfig:
     def __post_init__(self) -> None:
         require_at_least("pipeline.prompts_per_step", self.prompts_per_step, 1)
         require_at_least("pipeline.rollouts_per_prompt", self.rollouts_per_prompt, 1)
-        require_between("pipeline.max_staleness", self.max_staleness, 0, 0)
+        require_at_least("pipeline.max_staleness", self.max_staleness, 0)
+        require_at_least("pipeline.max_in_flight", self.max_in_flight, 0)
+        require(
+            not (self.stage_barrier and self.max_staleness),
+            "pipeline.stage_barrier", self.stage_barrier,
+            "false where max_staleness is above 0: stages of several steps run at once",
+            "set pipeline.stage_barrier=false",
+        )  # fmt: skip
+        require(
+            not (self.stage_barrier and self.max_in_flight),
+            "pipeline.max_in_flight", self.max_in_flight,
+            "0 with a stage barrier, which waits for all trajectories of a step",
+            "set pipeline.stage_barrier=false",
+        )  # fmt: skip
         require_between("pipeline.max_rejected_share", self.max_rejected_share, 0.0, 1.0)
 
     @property
@@ -600,6 +626,32 @@ class TimeoutConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FaultConfig:
+    """What is done about actors that die, hang or answer nonsense."""
+
+    max_attempts: int = 3
+    """Times that one request is tried, each time at the actor with the least to do, before its error
+    ends the run. 1 or more."""
+    max_restarts: int = 3
+    """Times that the actors of one role are started anew in a run before the next death ends it, with a
+    checkpoint. 0 or more."""
+    max_nonsense: int = 3
+    """Answers in a row without sense (not finite, too long, unknown tokens) after which an actor is
+    started anew. 1 or more."""
+    heartbeat_s: float = 10.0
+    """Seconds between two questions whether an actor is well. Above 0."""
+    heartbeat_timeout_s: float = 60.0
+    """Seconds without an answer to one after which the actor counts as hung. Above 0."""
+
+    def __post_init__(self) -> None:
+        require_at_least("faults.max_attempts", self.max_attempts, 1)
+        require_at_least("faults.max_restarts", self.max_restarts, 0)
+        require_at_least("faults.max_nonsense", self.max_nonsense, 1)
+        require_positive("faults.heartbeat_s", self.heartbeat_s)
+        require_positive("faults.heartbeat_timeout_s", self.heartbeat_timeout_s)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrdConfig:
     """The whole tree."""
 
@@ -615,6 +667,7 @@ class TrdConfig:
     weight_sync: WeightSyncConfig = field(default_factory=WeightSyncConfig)
     ray: RayConfig = field(default_factory=RayConfig)
     timeouts: TimeoutConfig = field(default_factory=TimeoutConfig)
+    faults: FaultConfig = field(default_factory=FaultConfig)
 
     def __post_init__(self) -> None:
         for name, engine, budget in (
