@@ -22,7 +22,6 @@ from trd_ray.types import (
     TeacherCompletion,
     TeacherHidden,
     TopKTargets,
-    Trajectory,
 )
 
 
@@ -131,22 +130,6 @@ class RayTeachers:
                 )
             )
         return self._group
-
-
-class RayBuffer:
-    """Implements `Buffer` over the buffer actor."""
-
-    def __init__(self, actor: NamedActor, *, timeout_s: float) -> None:
-        self._actor = actor
-        self._timeout_s = timeout_s
-
-    async def put(self, trajectory: Trajectory) -> None:
-        ref = self._actor.handle.put.remote(trajectory)
-        await call(ref, actor=self._actor.name, method="put", timeout_s=self._timeout_s)
-
-    async def take(self, num: int) -> tuple[Trajectory, ...]:
-        ref = self._actor.handle.take.remote(num)
-        return await call(ref, actor=self._actor.name, method="take", timeout_s=self._timeout_s)
 
 
 def sampling_options(sampling: SamplingConfig, *, seed: int) -> SamplingOptions:

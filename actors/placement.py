@@ -39,22 +39,17 @@ class ActorRequest:
 
 
 def actor_requests(config: TrdConfig) -> tuple[ActorRequest, ...]:
-    """All actors of a run, in the order of their bundles: learners, generators, teachers, buffer."""
+    """All actors of a run, in the order of their bundles: learners, generators, teachers."""
     groups = (
         ("learner", config.learner.num_ranks, config.learner.resources),
         ("generator", config.generator.num_actors, config.generator.resources),
         ("teacher", config.teacher.num_actors if config.teacher_group else 0, config.teacher.resources),
-        ("buffer", 1, BUFFER_RESOURCES),
     )
     return tuple(
         ActorRequest(name=f"{role}-{i}", resources=resources)
         for role, num, resources in groups
         for i in range(num)
     )
-
-
-# The buffer only moves records; it needs a process, not a core.
-BUFFER_RESOURCES = ResourceConfig(cpus=0.1, memory_gib=0.5)
 
 
 def total_request(requests: Sequence[ActorRequest]) -> Counter[str]:

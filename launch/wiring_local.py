@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from transformers import PreTrainedModel
 
 from trd_ray.assembly import Roles, RunInputs
-from trd_ray.buffer import TrajectoryBuffer
 from trd_ray.config import TrdConfig
 from trd_ray.end_token import end_token_ids
 from trd_ray.local.engine import LocalEngine, LocalGenerator, LocalTeacher
@@ -36,7 +35,6 @@ async def local_roles(config: TrdConfig, inputs: RunInputs) -> AsyncIterator[Rol
         teacher=_teacher(config, inputs, learner),
         learner=learner,
         weight_sync=LocalWeightSync(learner, generator),
-        buffer=TrajectoryBuffer(capacity=config.pipeline.trajectories_per_step),
     )
 
 

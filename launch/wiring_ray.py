@@ -14,12 +14,11 @@ from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.buffer import BufferActor
 from actors.calls import call, call_all
 from actors.cluster import actor_log_folder, join_cluster, leave_cluster
 from actors.engine import EngineOptions
 from actors.generator import GeneratorActor
-from actors.handles import NamedActor, RayBuffer, RayGenerators, RayTeachers
+from actors.handles import NamedActor, RayGenerators, RayTeachers
 from actors.learner import LearnerRankActor
 from actors.learner_group import RayLearner
 from actors.learner_senders import Which
@@ -46,7 +45,6 @@ class RayGroups:
     learners: tuple[NamedActor, ...]
     generators: tuple[NamedActor, ...]
     teachers: tuple[NamedActor, ...]
-    buffers: tuple[NamedActor, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,15 +154,11 @@ def _create(
             scorer=_scorer(config),
             top_k=config.method.num_targets,
         ),
-        "buffer": lambda i, options: BufferActor.options(**options, max_concurrency=_CONCURRENT_CALLS).remote(
-            capacity=config.pipeline.trajectories_per_step
-        ),
     }
     threads = {
         "learner": config.learner.threads,
         "generator": config.generator.engine.threads,
         "teacher": config.teacher.engine.threads,
-        "buffer": 1,
     }
     made: dict[str, list[NamedActor]] = {role: [] for role in makers}
     for bundle, request in enumerate(requests):
@@ -175,7 +169,6 @@ def _create(
         learners=tuple(made["learner"]),
         generators=tuple(made["generator"]),
         teachers=tuple(made["teacher"]),
-        buffers=tuple(made["buffer"]),
     )
 
 
@@ -276,7 +269,6 @@ async def _connect(config: TrdConfig, groups: RayGroups) -> RayRoles:
         ),
         learner=learner,
         weight_sync=weight_sync,
-        buffer=RayBuffer(groups.buffers[0], timeout_s=limits.generate_s),
     )
     return RayRoles(roles=roles, learner=learner, groups=groups)
 
@@ -308,7 +300,7 @@ async def _shut_down(groups: RayGroups) -> None:
     ending = [(actor, "shutdown") for actor in (*groups.generators, *groups.teachers)]
     ending += [(actor, "close") for actor in groups.learners]
     await asyncio.gather(*(_end(actor, method) for actor, method in ending))
-    for actor in (*groups.generators, *groups.teachers, *groups.learners, *groups.buffers):
+    for actor in (*groups.generators, *groups.teachers, *groups.learners):
         ray.kill(actor.handle)
 
 

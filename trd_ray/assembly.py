@@ -8,6 +8,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from trd_ray.buffer import TrajectoryBuffer
 from trd_ray.choices import Support
 from trd_ray.config import MethodConfig, TrdConfig
 from trd_ray.data import ProblemStream, load_first_problems, load_problems
@@ -15,7 +16,8 @@ from trd_ray.end_token import answer_end_token, end_token_ids
 from trd_ray.errors import ConfigError, describe
 from trd_ray.evaluation import eval_prompts
 from trd_ray.evaluator import Evaluator
-from trd_ray.interfaces import Buffer, Generator, Learner, Teacher, WeightSync
+from trd_ray.feed import PromptFeed
+from trd_ray.interfaces import Generator, Learner, Teacher, WeightSync
 from trd_ray.locate import FailureLocator, make_locator, require_steps
 from trd_ray.models import load_tokenizer, model_facts, resolve_model, shared_vocab_size
 from trd_ray.observer import Observer
@@ -38,7 +40,6 @@ class Roles:
     teacher: Teacher
     learner: Learner
     weight_sync: WeightSync
-    buffer: Buffer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +126,10 @@ def build_pipeline(
     producer = Producer(
         generator=roles.generator,
         teacher=roles.teacher,
-        buffer=roles.buffer,
+        # Room for all that may be in the making, so that nothing finished waits to be put.
+        buffer=TrajectoryBuffer(
+            capacity=(config.pipeline.max_staleness + 1) * config.pipeline.trajectories_per_step
+        ),
         task=inputs.task,
         prompts=inputs.prompts,
         method=config.method,
@@ -140,7 +144,9 @@ def build_pipeline(
         producer=producer,
         learner=roles.learner,
         weight_sync=roles.weight_sync,
-        stream=inputs.stream,
+        feed=PromptFeed(
+            inputs.stream, inputs.prompts.student, pipeline=config.pipeline, seed=config.run.seed
+        ),
         evaluator=build_evaluator(config, generator=roles.generator, inputs=inputs, observer=observer),
         recorder=Recorder(folder, keep_checkpoints=config.run.keep_checkpoints),
         observer=observer,

@@ -1,4 +1,9 @@
-"""The shared buffer: bounded, first in, first out. Pure; the Ray actor holds one of these."""
+"""The shared buffer: finished trajectories, until the learner takes them. Bounded, first in, first out.
+
+It lives in the driver, through which every trajectory passes on its way from teacher to learner, and not
+in a process of its own: that would cost two more copies and could die with what it holds. Large arrays
+that came over Ray stay in the object store, where the trajectory only points to them.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +14,8 @@ from trd_ray.types import Trajectory
 
 
 class TrajectoryBuffer:
-    """Implements `trd_ray.interfaces.Buffer` in the process that owns it.
-
-    Consumes: trajectories from the producers, consumed and rejected ones. Produces: batches for the
-    learner. `put` waits while `capacity` trajectories are held; `take` waits until enough are there.
-    """
+    """Consumes: trajectories from the producers, consumed and rejected ones. Produces: them, in order of
+    arrival. `put` waits while `capacity` trajectories are held; `take` waits while none is."""
 
     def __init__(self, *, capacity: int) -> None:
         if capacity < 1:
@@ -22,6 +24,14 @@ class TrajectoryBuffer:
         self._held: deque[Trajectory] = deque()
         self._changed = asyncio.Condition()
 
+    def __len__(self) -> int:
+        return len(self._held)
+
+    @property
+    def held(self) -> tuple[Trajectory, ...]:
+        """What nobody has taken yet."""
+        return tuple(self._held)
+
     async def put(self, trajectory: Trajectory) -> None:
         """Add one trajectory; waits while the buffer is full."""
         async with self._changed:
@@ -29,17 +39,15 @@ class TrajectoryBuffer:
             self._held.append(trajectory)
             self._changed.notify_all()
 
-    async def take(self, num: int) -> tuple[Trajectory, ...]:
-        """Remove and return the oldest `num` trajectories, in order of arrival.
+    async def take(self, most: int) -> tuple[Trajectory, ...]:
+        """Remove and return the oldest trajectories: at least one, at most `most`.
 
-        Raises `ValueError` if `num` can never be held at once.
+        Raises `ValueError` if `most` is below 1.
         """
-        if not 1 <= num <= self._capacity:
-            raise ValueError(
-                f"TrajectoryBuffer.take: got num={num}; expected 1 .. capacity ({self._capacity})"
-            )
+        if most < 1:
+            raise ValueError(f"TrajectoryBuffer.take: got most={most}; expected 1 or more")
         async with self._changed:
-            await self._changed.wait_for(lambda: len(self._held) >= num)
-            taken = tuple(self._held.popleft() for _ in range(num))
+            await self._changed.wait_for(lambda: len(self._held) > 0)
+            taken = tuple(self._held.popleft() for _ in range(min(most, len(self._held))))
             self._changed.notify_all()
         return taken

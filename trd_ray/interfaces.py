@@ -24,7 +24,6 @@ from trd_ray.types import (
     TeacherHidden,
     TopKTargets,
     TrainingBatch,
-    Trajectory,
 )
 
 
@@ -90,16 +89,4 @@ class WeightSync(Protocol):
 
     async def push(self, policy_version: int) -> SyncReport:
         """Returns once every generator serves `policy_version`. Raises `WeightSyncError`."""
-        ...
-
-
-class Buffer(Protocol):
-    """Holds finished trajectories until the learner takes them."""
-
-    async def put(self, trajectory: Trajectory) -> None:
-        """Waits while the buffer is full."""
-        ...
-
-    async def take(self, num: int) -> tuple[Trajectory, ...]:
-        """The next `num` trajectories, consumed and rejected ones, in order of arrival."""
         ...

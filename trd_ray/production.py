@@ -12,9 +12,10 @@ import asyncio
 import dataclasses
 from dataclasses import dataclass
 
+from trd_ray.buffer import TrajectoryBuffer
 from trd_ray.choices import ScoreMethod
 from trd_ray.config import MethodConfig, SamplingConfig
-from trd_ray.interfaces import Buffer, Generator, Teacher
+from trd_ray.interfaces import Generator, Teacher
 from trd_ray.locate import FailureLocator
 from trd_ray.outcomes import Outcome, RejectReason
 from trd_ray.prompting import PromptBuilder
@@ -52,7 +53,7 @@ class Producer:
 
     generator: Generator
     teacher: Teacher
-    buffer: Buffer
+    buffer: TrajectoryBuffer
     task: Task
     prompts: PromptBuilder
     method: MethodConfig

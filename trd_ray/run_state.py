@@ -1,4 +1,4 @@
-"""What a resumed run must know beside the learner's own state: step, data position, prompt count."""
+"""What a resumed run must know beside the learner's own state: step, data position, prompts."""
 
 from __future__ import annotations
 
@@ -9,22 +9,30 @@ from pathlib import Path
 
 from trd_ray.data import SourceKind, StreamState
 from trd_ray.errors import CheckpointError, describe
+from trd_ray.feed import PromptFeed
+from trd_ray.ledger import PromptCount
+from trd_ray.types import Problem, Prompt
 
 FILE_NAME = "run_state.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptCount:
-    """Prompts since the run began. The identity `num_in = num_consumed + num_rejected + num_pending`
-    holds by construction of `num_pending`, which must never be negative."""
+class PendingPrompt:
+    """A prompt that was drawn and has not ended. Its tokens are made anew from the problem."""
 
-    num_in: int = 0
-    num_consumed: int = 0
-    num_rejected: int = 0
+    problem: Problem
+    epoch: int
+    sample_index: int
+    seed: int
 
-    @property
-    def num_pending(self) -> int:
-        return self.num_in - self.num_consumed - self.num_rejected
+    @classmethod
+    def of(cls, prompt: Prompt) -> PendingPrompt:
+        return cls(
+            problem=prompt.problem, epoch=prompt.epoch, sample_index=prompt.sample_index, seed=prompt.seed
+        )
+
+    def prompt(self, feed: PromptFeed) -> Prompt:
+        return feed.again(self.problem, epoch=self.epoch, sample_index=self.sample_index, seed=self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,28 +42,14 @@ class RunState:
     learner_step: int
     """Completed optimizer steps."""
     stream: StreamState
-    """Position before the first prompt that has not ended."""
+    """Position of the next problem to be drawn."""
+    num_drawn: int
+    """Problems that were drawn since the run began."""
+    num_extra: int
+    """Trajectories beyond those of the steps themselves: in place of dropped or refused ones."""
     prompts: PromptCount
-
-    @classmethod
-    def initial(cls, stream: StreamState) -> RunState:
-        return cls(learner_step=0, stream=stream, prompts=PromptCount())
-
-    def after_step(
-        self, *, learner_step: int, stream: StreamState, num_in: int, num_consumed: int, num_rejected: int
-    ) -> RunState:
-        """The state after one more step. Raises `ValueError` if a prompt of it was lost or doubled."""
-        count = PromptCount(
-            num_in=self.prompts.num_in + num_in,
-            num_consumed=self.prompts.num_consumed + num_consumed,
-            num_rejected=self.prompts.num_rejected + num_rejected,
-        )
-        if count.num_pending != 0:
-            raise ValueError(
-                f"step {learner_step}: {num_in} prompts went in, {num_consumed} were consumed and "
-                f"{num_rejected} rejected; a prompt was lost or counted twice"
-            )
-        return RunState(learner_step=learner_step, stream=stream, prompts=count)
+    pending: tuple[PendingPrompt, ...]
+    """In the order in which they were drawn."""
 
     def write(self, folder: Path) -> None:
         (folder / FILE_NAME).write_text(json.dumps(dataclasses.asdict(self), indent=1), encoding="utf-8")
@@ -69,7 +63,13 @@ class RunState:
             return cls(
                 learner_step=raw["learner_step"],
                 stream=StreamState(**{**raw["stream"], "kind": SourceKind(raw["stream"]["kind"])}),
+                num_drawn=raw["num_drawn"],
+                num_extra=raw["num_extra"],
                 prompts=PromptCount(**raw["prompts"]),
+                pending=tuple(
+                    PendingPrompt(**{**each, "problem": Problem(**each["problem"])})
+                    for each in raw["pending"]
+                ),
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(

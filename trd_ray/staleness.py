@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from trd_ray.choices import OverStale
+from trd_ray.config import PipelineConfig
 from trd_ray.types import Trajectory
 
 
@@ -17,20 +19,23 @@ def staleness(trajectory: Trajectory, *, learner_version: int) -> int:
     return learner_version - trajectory.policy_version_min
 
 
-def check_staleness(trajectories: Iterable[Trajectory], *, learner_version: int, max_staleness: int) -> int:
+def check_staleness(
+    trajectories: Iterable[Trajectory], *, learner_version: int, pipeline: PipelineConfig
+) -> int:
     """Largest staleness of `trajectories` (0 for none).
 
-    Raises `ValueError` if one is above `max_staleness` or negative: the pipeline let through what
-    it must not, which is a fault of the program and not of the data.
+    Raises `ValueError` if one is negative, or above `max_staleness` where that is not to be used: the
+    program let through what it must not, which is no fault of the data.
     """
     largest = 0
+    bounded = pipeline.max_staleness == 0 or pipeline.over_stale is not OverStale.USE
     for trajectory in trajectories:
         age = staleness(trajectory, learner_version=learner_version)
-        if not 0 <= age <= max_staleness:
+        if age < 0 or (bounded and age > pipeline.max_staleness):
             raise ValueError(
                 f"trajectory of {trajectory.prompt.problem.prompt_id!r} has staleness {age} "
                 f"(policy_version_min {trajectory.policy_version_min}, learner {learner_version}); "
-                f"expected 0 .. {max_staleness}"
+                f"expected 0 .. {pipeline.max_staleness}"
             )
         largest = max(largest, age)
     return largest

@@ -29,20 +29,30 @@ async def test_full_buffer_holds_the_producer_back():
     assert await buffer.take(1) == ("b",)
 
 
-async def test_take_waits_for_a_whole_batch_and_keeps_order():
+async def test_take_waits_for_one_and_takes_no_more_than_asked_in_order():
     buffer = TrajectoryBuffer(capacity=3)
     taking = asyncio.create_task(buffer.take(2))
-    await buffer.put("a")  # type: ignore[arg-type]
     await settle()
     assert not taking.done()
-    await buffer.put("b")  # type: ignore[arg-type]
+    for name in "abc":
+        await buffer.put(name)  # type: ignore[arg-type]
     assert await taking == ("a", "b")
+    assert (buffer.held, len(buffer)) == (("c",), 1)
 
 
-@pytest.mark.parametrize("num", [0, 4])
-async def test_take_of_what_can_never_be_held_is_an_error(num: int):
-    with pytest.raises(ValueError, match=f"num={num}"):
-        await TrajectoryBuffer(capacity=3).take(num)
+async def test_take_that_is_cancelled_while_it_waits_takes_nothing():
+    buffer = TrajectoryBuffer(capacity=3)
+    taking = asyncio.create_task(buffer.take(2))
+    await settle()
+    taking.cancel()
+    await asyncio.wait({taking})
+    await buffer.put("a")  # type: ignore[arg-type]
+    assert buffer.held == ("a",)
+
+
+async def test_take_of_nothing_is_an_error():
+    with pytest.raises(ValueError, match="most=0"):
+        await TrajectoryBuffer(capacity=3).take(0)
 
 
 async def test_barrier_opens_for_the_last_and_closes_again():

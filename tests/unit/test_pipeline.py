@@ -19,7 +19,7 @@ from tests.fakes import (
     completion,
 )
 from trd_ray.buffer import TrajectoryBuffer
-from trd_ray.choices import Divergence, OnRefusal, RefineGate, Reward
+from trd_ray.choices import Divergence, OnRefusal, OverStale, RefineGate, Reward
 from trd_ray.config import (
     MethodConfig,
     PipelineConfig,
@@ -30,6 +30,7 @@ from trd_ray.config import (
 )
 from trd_ray.data import FiniteStream
 from trd_ray.errors import RunFailedError
+from trd_ray.feed import PromptFeed
 from trd_ray.pipeline import Pipeline
 from trd_ray.production import Producer
 from trd_ray.recorder import Recorder
@@ -104,7 +105,7 @@ def make_run(tmp_path: Path, *, name: str = "run", open_existing: bool = False, 
     producer = Producer(
         generator=generator,
         teacher=teacher,
-        buffer=TrajectoryBuffer(capacity=config.pipeline.trajectories_per_step),
+        buffer=TrajectoryBuffer(capacity=9 * config.pipeline.trajectories_per_step),
         task=FakeTask(),
         prompts=prompts,  # type: ignore[arg-type]
         method=config.method,
@@ -118,7 +119,7 @@ def make_run(tmp_path: Path, *, name: str = "run", open_existing: bool = False, 
         producer=producer,
         learner=learner,
         weight_sync=sync,
-        stream=stream,
+        feed=PromptFeed(stream, prompts.student, pipeline=config.pipeline, seed=config.run.seed),
         evaluator=None,
         recorder=Recorder(folder, keep_checkpoints=config.run.keep_checkpoints),
         observer=observer,
@@ -429,3 +430,126 @@ async def test_a_teacher_that_cannot_rewrite_ends_the_run_also_where_rollouts_st
     run.teacher.rewrite = lambda: completion("right", stop=StopReason.LENGTH)
     with pytest.raises(RunFailedError, match="too many trajectories"):
         await run.pipeline.run()
+
+
+ONE_AHEAD = PipelineConfig(
+    prompts_per_step=2, rollouts_per_prompt=2, stage_barrier=False, max_staleness=1, max_rejected_share=1.0
+)
+
+
+async def test_generation_runs_one_step_ahead_while_the_learner_learns(tmp_path: Path):
+    run = make_run(tmp_path, pipeline=ONE_AHEAD)
+    learning, go_on = asyncio.Event(), asyncio.Event()
+    learn = run.learner.learn
+
+    async def slow(batch):
+        learning.set()
+        await go_on.wait()
+        return await learn(batch)
+
+    run.learner.learn = slow  # type: ignore[method-assign]
+    running = asyncio.create_task(run.pipeline.run())
+    async with asyncio.timeout(10):
+        await learning.wait()
+        while len(run.teacher.scored) < 8:
+            await asyncio.sleep(0.001)
+    assert len(run.generator.asked) == 8, "the step in hand and one more, and not three"
+    go_on.set()
+    await running
+    assert [m.staleness_max for m in run.observer.steps] == [0, 1, 1]
+    assert [m.prompts_pending for m in run.observer.steps][-1] == 0
+
+
+async def test_a_slow_rollout_does_not_hold_up_the_others_and_is_dropped_when_over_stale(tmp_path: Path):
+    run = make_run(tmp_path, pipeline=ONE_AHEAD, run=RunConfig(dir=str(tmp_path / "run"), num_steps=5))
+    release = asyncio.Event()
+    original = run.generator.generate
+    first: list[Prompt] = []
+
+    async def generate(prompt, sampling):
+        if not first:
+            first.append(prompt)
+            made = await original(prompt, sampling)
+            await release.wait()
+            return made
+        return await original(prompt, sampling)
+
+    run.generator.generate = generate  # type: ignore[method-assign]
+    run.learner.during_learn = lambda: release.set() if run.learner.policy_version == 2 else None
+    await run.pipeline.run()
+    rejected = [m for m in run.observer.steps if m.rejected_by_reason]
+    assert [m.rejected_by_reason for m in rejected] == [{"stale": 1}]
+    assert all(m.num_consumed == 4 for m in run.observer.steps), "another prompt took its place"
+    rows = list(read_trajectories(run.folder.trajectories))
+    keys = {(r.prompt_id, r.epoch, r.sample_index) for r in rows}
+    assert len(keys) == len(rows) == 21
+
+
+async def test_an_over_stale_prompt_is_made_anew_where_that_is_the_policy(tmp_path: Path):
+    pipeline = replace(ONE_AHEAD, over_stale=OverStale.REFRESH)
+    run = make_run(tmp_path, pipeline=pipeline, run=RunConfig(dir=str(tmp_path / "run"), num_steps=5))
+    release = asyncio.Event()
+    original = run.generator.generate
+    first: list[Prompt] = []
+
+    async def generate(prompt, sampling):
+        made = await original(prompt, sampling)
+        if not first:
+            first.append(prompt)
+            await release.wait()
+        return made
+
+    run.generator.generate = generate  # type: ignore[method-assign]
+    run.learner.during_learn = lambda: release.set() if run.learner.policy_version == 2 else None
+    await run.pipeline.run()
+    assert run.generator.asked.count(first[0]) == 2
+    rows = list(read_trajectories(run.folder.trajectories))
+    assert len({(r.prompt_id, r.epoch, r.sample_index) for r in rows}) == len(rows) == 20
+    assert {str(r.outcome) for r in rows} == {"consumed"}
+
+
+async def test_slots_bound_what_is_in_flight(tmp_path: Path):
+    run = make_run(tmp_path, pipeline=replace(ONE_AHEAD, max_in_flight=3))
+    most = 0
+    original = run.generator.generate
+    in_flight = 0
+
+    async def generate(prompt, sampling):
+        nonlocal most, in_flight
+        in_flight += 1
+        most = max(most, in_flight)
+        await asyncio.sleep(0)
+        in_flight -= 1
+        return await original(prompt, sampling)
+
+    run.generator.generate = generate  # type: ignore[method-assign]
+    await run.pipeline.run()
+    assert most == 3
+
+
+async def test_a_stopped_run_that_was_ahead_resumes_with_its_pending_prompts_first(tmp_path: Path):
+    first = make_run(tmp_path, name="parts", pipeline=ONE_AHEAD)
+    first.learner.during_learn = first.pipeline.request_stop
+    await first.pipeline.run()
+    second = make_run(tmp_path, name="parts", open_existing=True, pipeline=ONE_AHEAD)
+    checkpoint = second.folder.latest_checkpoint()
+    assert checkpoint is not None
+    await second.pipeline.run(resume_from=checkpoint.path)
+    rows = list(read_trajectories(second.folder.trajectories))
+    keys = [(r.prompt_id, r.epoch, r.sample_index) for r in rows]
+    assert len(set(keys)) == len(keys) == 3 * 4, "no prompt is lost and none counted twice"
+
+
+async def test_a_role_that_fails_leaves_a_checkpoint_of_what_was_learnt(tmp_path: Path):
+    run = make_run(tmp_path, run=RunConfig(dir=str(tmp_path / "run"), num_steps=3, checkpoint_every=0))
+
+    def answer(prompt: Prompt):
+        if run.learner.policy_version == 2:
+            raise RunFailedError("no generator is left")
+        return completion("wrong")
+
+    run.generator.answer = answer
+    with pytest.raises(RunFailedError, match="no generator is left"):
+        await run.pipeline.run()
+    checkpoint = run.folder.latest_checkpoint()
+    assert checkpoint is not None and checkpoint.learner_step == 2

@@ -1,0 +1,102 @@
+"""Keeps trajectories in the making, as far ahead of the learner as it may."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from trd_ray.feed import PromptFeed
+from trd_ray.ledger import PromptLedger
+from trd_ray.production import Producer
+from trd_ray.step_stages import StepStages
+from trd_ray.types import Prompt
+
+
+class ProductionLoop:
+    """Owns one task a trajectory.
+
+    Consumes: problems, as many as `allow` says. Produces: trajectories in the producer's buffer. Waits for:
+    the allowance, and a slot among `max_in_flight`. Unblocked by: `allow`, `again`, the end of a
+    trajectory. Ends: never by itself; whoever cancels `run` waits until every trajectory is cancelled.
+    The first error of a trajectory cancels the others and is raised.
+    """
+
+    def __init__(
+        self,
+        *,
+        feed: PromptFeed,
+        producer: Producer,
+        ledger: PromptLedger,
+        stages: Callable[[int], StepStages],
+        problems_per_step: int,
+        max_in_flight: int,
+    ) -> None:
+        """
+        Args:
+            stages: makes what the given number of trajectories, which begin together, share.
+            max_in_flight: trajectories in the making at once; 0 for no bound but the allowance.
+        """
+        self._feed = feed
+        self._producer = producer
+        self._ledger = ledger
+        self._stages = stages
+        self._problems_per_step = problems_per_step
+        self._slots = asyncio.Semaphore(max_in_flight) if max_in_flight else None
+        self._again: deque[tuple[Prompt, ...]] = deque()
+        self._allowed = 0
+        self._changed = asyncio.Event()
+        self._num_in_flight = 0
+
+    @property
+    def num_in_flight(self) -> int:
+        """Trajectories in the making."""
+        return self._num_in_flight
+
+    def allow(self, num_problems: int) -> None:
+        """Problems, since the run began, that may be drawn by now. Never takes back what was allowed."""
+        self._allowed = max(self._allowed, num_problems)
+        self._changed.set()
+
+    def again(self, prompts: Sequence[Prompt]) -> None:
+        """Make pending prompts once more, before any other; they begin together."""
+        if prompts:
+            self._again.append(tuple(prompts))
+            self._changed.set()
+
+    async def run(self) -> None:
+        """See the class. Raises what a trajectory's stages raise."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                while True:
+                    cohort = await self._next_cohort()
+                    stages = self._stages(len(cohort))
+                    for prompt in cohort:
+                        if self._slots is not None:
+                            await self._slots.acquire()
+                        self._num_in_flight += 1
+                        tasks.create_task(self._make(prompt, stages))
+        except BaseExceptionGroup as failures:
+            # The siblings were cancelled because of the first; that one is the news.
+            raise failures.exceptions[0] from failures
+
+    async def _next_cohort(self) -> tuple[Prompt, ...]:
+        """Prompts that begin together: those of one step, or what may be drawn of it."""
+        while True:
+            if self._again:
+                return self._again.popleft()
+            num_left = self._allowed - self._feed.num_drawn
+            if num_left > 0:
+                prompts = self._feed.draw(min(num_left, self._problems_per_step))
+                self._ledger.admit(prompts)
+                return prompts
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def _make(self, prompt: Prompt, stages: StepStages) -> None:
+        try:
+            await self._producer.produce(prompt, stages)
+        finally:
+            self._num_in_flight -= 1
+            if self._slots is not None:
+                self._slots.release()
