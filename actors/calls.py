@@ -10,7 +10,7 @@ from typing import TypeVar
 import ray
 from ray.exceptions import RayActorError
 
-from trd_ray.errors import ActorTimeoutError, RunFailedError, describe
+from trd_ray.errors import ActorLostError, ActorTimeoutError, describe
 
 T = TypeVar("T")
 
@@ -18,7 +18,7 @@ T = TypeVar("T")
 async def call(ref: ray.ObjectRef[T], *, actor: str, method: str, timeout_s: float) -> T:
     """The result of one remote call.
 
-    Raises `ActorTimeoutError` after `timeout_s` seconds (the call is cancelled), `RunFailedError`
+    Raises `ActorTimeoutError` after `timeout_s` seconds (the call is cancelled), `ActorLostError`
     if the actor died, or what the method itself raised.
     """
     started = time.monotonic()
@@ -42,7 +42,7 @@ async def call(ref: ray.ObjectRef[T], *, actor: str, method: str, timeout_s: flo
             )
         ) from error
     except RayActorError as error:
-        raise RunFailedError(
+        raise ActorLostError(
             describe(
                 "an actor died",
                 where=f"{actor}.{method}",

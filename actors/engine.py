@@ -290,7 +290,9 @@ class Engine:
         return str(checksums.pop())
 
     async def check_health(self) -> None:
-        """Return if the engine can serve.
+        """Return if the engine can serve: its process answers between two steps.
+
+        While weights are loaded it has no time to answer, and the update has limits of its own.
 
         Raises:
             EngineFailedError: it cannot.
@@ -300,6 +302,8 @@ class Engine:
         self._require_usable("check_health")
         try:
             await self._live("check_health").check_health()
+            if not self._update_lock.locked():
+                await self._live("check_health").is_sleeping()
         except EngineDeadError as error:
             raise self._failed("check_health", f"{error!r}") from error
 

@@ -6,12 +6,13 @@ import ray
 
 from actors.engine import Engine, EngineOptions, SamplingOptions
 from actors.engine_scoring import EngineScoring
+from actors.members import Locatable
 from actors.weight_transfer import WeightEndpoint
 from trd_ray.types import Completion, FloatArray, IntArray
 from trd_ray.weights import WeightManifest
 
 
-class GeneratorHolder:
+class GeneratorHolder(Locatable):
     """Serves rollouts from one engine. Methods run concurrently in the actor's event loop."""
 
     def __init__(self, options: EngineOptions) -> None:
@@ -21,6 +22,10 @@ class GeneratorHolder:
     async def start(self) -> None:
         """Returns once the engine serves."""
         await self._engine.start()
+
+    async def ping(self) -> None:
+        """Returns if the engine can serve. Raises `EngineFailedError` if it cannot."""
+        await self._engine.check_health()
 
     async def generate(self, prompt_ids: IntArray, sampling: SamplingOptions, request_id: str) -> Completion:
         return await self._engine.generate(prompt_ids, sampling, request_id)

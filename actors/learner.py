@@ -23,6 +23,7 @@ from actors.learner_meeting import Meeting, gather_values
 from actors.learner_senders import WeightSenders, Which
 from actors.learner_state import load_engine, load_random, save_adapters, save_engine, save_random
 from actors.learner_weights import GATHER_BUCKET_BYTES, gathered_weights, manifest_of
+from actors.members import Locatable
 from trd_ray.choices import Device, ScoreMethod
 from trd_ray.collate import TokenWeights
 from trd_ray.config import LearnerConfig, MethodConfig
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
 Sent = TypeVar("Sent")
 
 
-class LearnerRank:
+class LearnerRank(Locatable):
     """One data-parallel rank. Call `setup` before anything but `find_master`."""
 
     def __init__(
@@ -373,7 +374,7 @@ class LearnerRank:
         """[T] student_logprobs of `token_ids` [T] after `prompt_ids` [P]. Collective."""
         return self._module.token_logprobs(prompt_ids, token_ids)
 
-    def close(self) -> None:
+    def shutdown(self) -> None:
         """Leave the group; safe to call again."""
         self._senders.close()
         if dist.is_initialized():

@@ -2,48 +2,168 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from actors.calls import call, call_all
-from actors.handles import NamedActor
+from actors.calls import call
+from actors.members import NamedActor, first_line, kill, locate
 from trd_ray.batching import part_for_rank
+from trd_ray.errors import (
+    ActorLostError,
+    ActorTimeoutError,
+    DiskError,
+    LearnerLostError,
+    TrdRayError,
+    describe,
+)
 from trd_ray.types import FloatArray, IntArray, LearnerStep, TrainingBatch
+
+# The rank that died is known at once; the others only notice that it does not answer.
+_GRACE_S = 3.0
 
 
 class RayLearner:
     """The group of ranks as one learner."""
 
-    def __init__(self, ranks: Sequence[NamedActor], *, timeout_s: float) -> None:
+    def __init__(
+        self,
+        ranks: Sequence[NamedActor],
+        *,
+        create: Callable[[int], NamedActor],
+        host: str,
+        start_s: float,
+        timeout_s: float,
+    ) -> None:
+        """
+        Args:
+            create: makes the actor of a rank anew, after the old one is killed.
+            host: address on which the ranks meet.
+            start_s: limit of loading the model, in seconds; `timeout_s` that of every other call.
+        """
         self._ranks = tuple(ranks)
-        self._names = tuple(rank.name for rank in ranks)
+        self._create = create
+        self._host = host
+        self._start_s = start_s
         self._timeout_s = timeout_s
 
-    async def setup(self, *, host: str, timeout_s: float) -> None:
-        """Load models and form the group; once, before anything else."""
+    @property
+    def ranks(self) -> tuple[NamedActor, ...]:
+        """The present ones; other actors after `restart`."""
+        return self._ranks
+
+    async def setup(self) -> None:
+        """Load models and form the group; once for each set of actors, before anything else."""
+        await asyncio.gather(*(locate(rank, timeout_s=self._start_s) for rank in self._ranks))
         first = self._ranks[0]
         address, port = await call(
-            first.handle.find_master.remote(host), actor=first.name, method="find_master", timeout_s=timeout_s
+            first.handle.find_master.remote(self._host),
+            actor=first.name,
+            method="find_master",
+            timeout_s=self._start_s,
         )
         refs = [rank.handle.setup.remote(address, port) for rank in self._ranks]
-        await call_all(refs, actors=self._names, method="setup", timeout_s=timeout_s)
+        await self._all(refs, "setup", timeout_s=self._start_s)
+
+    async def restart(self) -> None:
+        """Kill every rank and begin anew with the weights of step 0."""
+        await asyncio.gather(*(kill(rank) for rank in self._ranks))
+        self._ranks = tuple(self._create(index) for index in range(len(self._ranks)))
+        await self.setup()
 
     async def learn(self, batch: TrainingBatch) -> LearnerStep:
         refs = [rank.handle.learn.remote(part_for_rank(batch, rank=i)) for i, rank in enumerate(self._ranks)]
-        steps = await call_all(refs, actors=self._names, method="learn", timeout_s=self._timeout_s)
+        steps: list[LearnerStep] = await self._all(refs, "learn")
         return steps[0]
 
     async def save(self, folder: Path) -> None:
-        refs = [rank.handle.save.remote(folder.resolve()) for rank in self._ranks]
-        await call_all(refs, actors=self._names, method="save", timeout_s=self._timeout_s)
+        await self._all([rank.handle.save.remote(folder.resolve()) for rank in self._ranks], "save")
 
     async def load(self, folder: Path) -> int:
-        refs = [rank.handle.load.remote(folder.resolve()) for rank in self._ranks]
-        versions = await call_all(refs, actors=self._names, method="load", timeout_s=self._timeout_s)
+        versions: list[int] = await self._all(
+            [rank.handle.load.remote(folder.resolve()) for rank in self._ranks], "load"
+        )
         return versions[0]
 
     async def probe_logprobs(self, prompt_ids: IntArray, token_ids: IntArray) -> FloatArray:
         """[T] student_logprobs of `token_ids` [T] after `prompt_ids` [P], for a comparison."""
         refs = [rank.handle.probe_logprobs.remote(prompt_ids, token_ids) for rank in self._ranks]
-        probes = await call_all(refs, actors=self._names, method="probe_logprobs", timeout_s=self._timeout_s)
+        probes: list[FloatArray] = await self._all(refs, "probe_logprobs")
         return probes[0]
+
+    async def _all(self, refs: Sequence[Any], method: str, *, timeout_s: float | None = None) -> list[Any]:
+        calls = [
+            asyncio.ensure_future(
+                call(ref, actor=rank.name, method=method, timeout_s=timeout_s or self._timeout_s)
+            )
+            for ref, rank in zip(refs, self._ranks, strict=True)
+        ]
+        return await all_ranks(calls, names=[rank.name for rank in self._ranks], method=method)
+
+
+async def all_ranks(calls: Sequence[asyncio.Future[Any]], *, names: Sequence[str], method: str) -> list[Any]:
+    """The results of a collective call, in the order of the ranks.
+
+    Raises:
+        LearnerLostError: a rank died, hangs, or raised what a rank must not raise; names the rank whose
+            error says most. The others may be in the middle of a collective: the group is of no use.
+        DiskError: a file could not be written.
+        TrdRayError, ValueError: what every rank raises that is asked for the impossible.
+    """
+    try:
+        _, waiting = await asyncio.wait(calls, return_when=asyncio.FIRST_EXCEPTION)
+        if waiting:
+            await asyncio.wait(waiting, timeout=_GRACE_S)
+    finally:
+        for calling in calls:
+            calling.cancel()
+    errors = {
+        name: error
+        for name, calling in zip(names, calls, strict=True)
+        if calling.done() and not calling.cancelled() and (error := calling.exception())
+    }
+    if not errors:
+        return [calling.result() for calling in calls]
+    name = min(errors, key=lambda name: _rank_of_error(errors[name]))
+    error = errors[name]
+    if _rank_of_error(error) == _EXPECTED:
+        raise error
+    if isinstance(error, OSError) and not isinstance(error, TimeoutError | ConnectionError):
+        raise DiskError(_disk_message(name, method, error)) from error
+    raise LearnerLostError(
+        describe(
+            "a learner rank is lost",
+            where=f"{name}.{method}",
+            got=first_line(error),
+            expected="an answer of every rank",
+            remedy=f"see the log of {name} (out of memory is the usual reason)",
+        )
+    ) from error
+
+
+_EXPECTED = 0
+
+
+def _rank_of_error(error: BaseException) -> int:
+    """Which of several errors is the news: what a rank says of the request, then who died, who hangs, and
+    last what the others noticed of it."""
+    if isinstance(error, ActorLostError):
+        return 1
+    if isinstance(error, ActorTimeoutError):
+        return 3
+    if isinstance(error, TrdRayError | ValueError):
+        return _EXPECTED
+    if isinstance(error, OSError):
+        return 2
+    return 4
+
+
+def _disk_message(name: str, method: str, error: OSError) -> str:
+    return describe(
+        "a file cannot be written",
+        where=f"{name}.{method}",
+        got=str(error),
+        expected="room on the disk and the right to write",
+        remedy="free some space, then --resume",
+    )

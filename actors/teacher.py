@@ -10,6 +10,7 @@ import torch
 
 from actors.engine import Engine, EngineOptions, SamplingOptions
 from actors.engine_scoring import EngineScoring
+from actors.members import Locatable
 from actors.weight_transfer import WeightEndpoint
 from trd_ray.choices import Device, DType
 from trd_ray.scoring import AsyncScorer, HiddenScorer
@@ -31,7 +32,7 @@ class ScorerOptions:
     device: Device
 
 
-class TeacherHolder:
+class TeacherHolder(Locatable):
     """One teacher. Methods run concurrently in the event loop."""
 
     def __init__(
@@ -52,6 +53,11 @@ class TeacherHolder:
         """Returns once the teacher serves."""
         if self._engine is not None:
             await self._engine.start()
+
+    async def ping(self) -> None:
+        """Returns if the engine can serve. Raises `EngineFailedError` if it cannot."""
+        if self._engine is not None:
+            await self._engine.check_health()
 
     async def generate(
         self, prompt_ids: IntArray, sampling: SamplingOptions, request_id: str, top_k: int | None = None

@@ -1,16 +1,24 @@
-"""The push of weights: learner ranks and engines meet in the same broadcasts."""
+"""The push of weights: learner ranks and engines meet in the same broadcasts.
+
+An engine that dies or hangs in a push costs the push another try without it; one that was started meanwhile
+takes part in the next.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from actors.calls import call, call_all
-from actors.handles import NamedActor
+from actors.calls import call
+from actors.joint_call import JointResult, joint_call
+from actors.learner_group import all_ranks
 from actors.learner_senders import Which
+from actors.members import Member, NamedActor
+from actors.pool import EnginePool
 from actors.weight_transfer import Receiver
 from trd_ray.config import WeightSyncConfig
 from trd_ray.errors import WeightSyncError, describe
@@ -28,15 +36,27 @@ class PushGroup:
     """Engines that receive the same weights."""
 
     which: Which
-    actors: tuple[NamedActor, ...]
+    pool: EnginePool
     dtype: str
     """Format of the engines' weights, which is that on the wire."""
     workers_per_actor: int
     """Tensor-parallel size of the engines."""
 
 
+@dataclass(kw_only=True)
+class _Group:
+    """A push group and how it stands."""
+
+    options: PushGroup
+    connected: tuple[NamedActor, ...] = ()
+    """Who is in the transfer group: rank 0, then the engines. Empty if there is none."""
+    manifest: WeightManifest | None = None
+    report: SyncReport | None = None
+    """Of the last push that succeeded."""
+
+
 class RayWeightSync:
-    """Implements `WeightSync` between a group of learner ranks and the groups of engines that follow it.
+    """Implements `WeightSync` between a group of learner ranks and the pools of engines that follow it.
 
     The generators get the student's weights at every push. Teachers whose weights move get them when they
     have moved; rank 0 alone holds and sends those.
@@ -46,65 +66,32 @@ class RayWeightSync:
         self,
         config: WeightSyncConfig,
         *,
-        learners: Sequence[NamedActor],
+        learners: Callable[[], Sequence[NamedActor]],
         generators: PushGroup,
         teachers: PushGroup | None = None,
         timeout_s: float,
+        max_tries: int,
+        replace_s: float,
     ) -> None:
         """
         Args:
+            learners: the present ranks.
             teachers: None if the teacher's weights do not move, or no engine has them.
             timeout_s: limit of each wait of one push.
+            max_tries: times that one push is tried, each time without the engines that were lost.
+            replace_s: limit of the wait for a replacement where no engine is left.
         """
         self._config = config
-        self._learners = tuple(learners)
-        self._generators = generators
-        self._teachers = teachers
+        self._learners = learners
+        self._generators = _Group(options=generators)
+        self._teachers = None if teachers is None else _Group(options=teachers)
         self._timeout_s = timeout_s
-        self._manifests: dict[Which, WeightManifest] = {}
-        # An engine starts from the folder that holds the teacher of step 0.
-        self._teacher_version = 0
+        self._max_tries = max_tries
+        self._replace_s = replace_s
 
     @property
     def _limit_s(self) -> float:
         return _WAITS_PER_PUSH * self._timeout_s
-
-    async def connect(self) -> None:
-        """Bring rank 0 and each group into a transfer group; once, before the first push."""
-        await self._connect(self._generators)
-        if self._teachers is not None:
-            await self._connect(self._teachers)
-
-    async def _connect(self, group: PushGroup) -> None:
-        first, which = self._learners[0], group.which.value
-        endpoints = await call(
-            first.handle.listen_for_receivers.remote(
-                which,
-                [Receiver(name=actor.name, num_workers=group.workers_per_actor) for actor in group.actors],
-                backend=self._config.backend.value,
-                address=self._config.host,
-                bucket_bytes=self._config.bucket_mib * _MIB,
-                timeout_s=self._timeout_s,
-            ),
-            actor=first.name,
-            method="listen_for_receivers",
-            timeout_s=self._limit_s,
-        )
-        joining = [
-            actor.handle.init_weight_transfer.remote(endpoint)
-            for actor, endpoint in zip(group.actors, endpoints, strict=True)
-        ]
-        connecting = first.handle.connect_receivers.remote(which)
-        await asyncio.gather(
-            call(connecting, actor=first.name, method="connect_receivers", timeout_s=self._limit_s),
-            self._all(group.actors, joining, "init_weight_transfer"),
-        )
-        self._manifests[group.which] = await call(
-            first.handle.manifest.remote(group.dtype),
-            actor=first.name,
-            method="manifest",
-            timeout_s=self._limit_s,
-        )
 
     async def push(self, policy_version: int) -> SyncReport:
         """Send the learner's weights to every generator, and compare what they loaded; likewise the
@@ -113,65 +100,142 @@ class RayWeightSync:
         Returns:
             What the student's push did; the time is that of both.
 
-        Raises `WeightSyncError` if an engine holds other weights than were sent, or the learner is at
-        another version; `ActorTimeoutError` names who did not come.
+        Raises:
+            WeightSyncError: every engine holds other weights than were sent, or the learner is at another
+                version.
+            LearnerLostError: a rank died or hangs.
+            RunFailedError: no engine is left.
+            ActorTimeoutError, ActorLostError: tries are used up; names an engine.
         """
         start = time.perf_counter()
-        report = await self._push(self._generators, self._learners, policy_version)
+        report = await self._push_until_done(self._generators, self._learners, policy_version)
         if self._teachers is not None:
-            await self._push_teacher(self._teachers)
+            version = await self._teacher_version()
+            # An engine starts from the folder that holds the teacher of step 0.
+            if version or self._teachers.report is not None:
+                await self._push_until_done(self._teachers, lambda: self._learners()[:1], version)
+            else:
+                self._teachers.options.pool.has_weights(self._teachers.options.pool.up)
         return dataclasses.replace(report, sync_s=time.perf_counter() - start)
 
-    async def _push_teacher(self, teachers: PushGroup) -> None:
-        first = self._learners[0]
-        version = await call(
-            first.handle.teacher_version.remote(),
-            actor=first.name,
-            method="teacher_version",
-            timeout_s=self._limit_s,
+    async def _teacher_version(self) -> int:
+        first = self._learners()[0]
+        calling = asyncio.ensure_future(
+            call(
+                first.handle.teacher_version.remote(),
+                actor=first.name,
+                method="teacher_version",
+                timeout_s=self._limit_s,
+            )
         )
-        if version != self._teacher_version:
-            await self._push(teachers, (first,), version)
-            self._teacher_version = version
+        versions: list[int] = await all_ranks([calling], names=[first.name], method="teacher_version")
+        return versions[0]
 
-    async def _push(self, group: PushGroup, senders: Sequence[NamedActor], version: int) -> SyncReport:
-        if group.which not in self._manifests:
-            raise RuntimeError("RayWeightSync.push: connect() was not called")
-        manifest = self._manifests[group.which]
-        loading = [
-            actor.handle.update_weights.remote(manifest, version, self._timeout_s) for actor in group.actors
-        ]
-        sending = [sender.handle.push_weights.remote(group.which.value, group.dtype) for sender in senders]
-        reports, _ = await asyncio.gather(
-            self._all(senders, sending, "push_weights"),
-            self._all(group.actors, loading, "update_weights"),
+    async def _push_until_done(
+        self, group: _Group, senders: Callable[[], Sequence[NamedActor]], version: int
+    ) -> SyncReport:
+        """Push to all engines of the group that are up, without those that are lost on the way."""
+        pool = group.options.pool
+        for is_last in [False] * (self._max_tries - 1) + [True]:
+            await pool.some_member_up(timeout_s=self._replace_s)
+            if group.report is not None and group.report.policy_version == version and pool.all_serve:
+                # A replacement came up while the others were pushed to, and got its weights with them.
+                return group.report
+            async with pool.pushing():
+                try:
+                    group.report = await self._try_push(group, senders(), version)
+                except _BrokenPushError as broken:
+                    group.connected = ()
+                    for member, error in broken.lost.items():
+                        pool.lose(member, error)
+                    if is_last:
+                        raise broken.error from None
+                else:
+                    return group.report
+        raise AssertionError("unreachable: the last try returns or raises")
+
+    async def _try_push(self, group: _Group, senders: Sequence[NamedActor], version: int) -> SyncReport:
+        """One try. Raises `_BrokenPushError`, or what no other try would change."""
+        members = group.options.pool.up
+        await self._connect(group, members)
+        assert group.manifest is not None  # connected
+        which, dtype = group.options.which.value, group.options.dtype
+        result = await self._joint(
+            "push_weights, update_weights",
+            [(sender, sender.handle.push_weights.remote(which, dtype)) for sender in senders],
+            {
+                member: member.actor.handle.update_weights.remote(group.manifest, version, self._timeout_s)
+                for member in members
+            },
         )
-        report: SyncReport | None = reports[0]
-        assert report is not None  # rank 0 always reports
+        report: SyncReport = result.of_learners[0]
         self._check_version(report, version)
         if self._config.verify:
-            await self._verify(group, report)
+            await self._verify(group, members, report)
+        group.options.pool.has_weights(members)
         return report
 
-    async def _verify(self, group: PushGroup, report: SyncReport) -> None:
-        reading = [actor.handle.weight_checksum.remote(self._timeout_s) for actor in group.actors]
-        checksums = await self._all(group.actors, reading, "weight_checksum")
-        wrong = {
-            actor.name: checksum
-            for actor, checksum in zip(group.actors, checksums, strict=True)
-            if checksum != report.checksum
+    async def _connect(self, group: _Group, members: Sequence[Member]) -> None:
+        """Bring rank 0 and the engines into a transfer group, unless these very ones are in one."""
+        first, which = self._learners()[0], group.options.which.value
+        wanted = (first, *(member.actor for member in members))
+        if group.connected == wanted:
+            return
+        group.connected = ()
+        receivers = [
+            Receiver(name=member.actor.name, num_workers=group.options.workers_per_actor)
+            for member in members
+        ]
+        listening = first.handle.listen_for_receivers.remote(
+            which,
+            receivers,
+            backend=self._config.backend.value,
+            address=self._config.host,
+            bucket_bytes=self._config.bucket_mib * _MIB,
+            timeout_s=self._timeout_s,
+        )
+        endpoints = (await self._joint("listen_for_receivers", [(first, listening)], {})).of_learners[0]
+        joining = {
+            member: member.actor.handle.init_weight_transfer.remote(endpoint)
+            for member, endpoint in zip(members, endpoints, strict=True)
         }
-        if wrong:
-            raise WeightSyncError(
-                describe(
-                    "engines hold other weights than the learner sent",
-                    where=f"push of the {group.which.value}'s weights, version {report.policy_version}",
-                    got=wrong,
-                    expected=report.checksum,
-                    remedy="continue with --resume; if it comes again, the engine loads this architecture "
-                    "otherwise than it stores it: run trd-ray doctor",
-                )
+        connecting = first.handle.connect_receivers.remote(which)
+        await self._joint("connect_receivers, init_weight_transfer", [(first, connecting)], joining)
+        manifest = first.handle.manifest.remote(group.options.dtype)
+        group.manifest = (await self._joint("manifest", [(first, manifest)], {})).of_learners[0]
+        group.connected = wanted
+
+    async def _joint(
+        self, method: str, learners: Sequence[tuple[NamedActor, Any]], members: Mapping[Member, Any]
+    ) -> JointResult:
+        result = await joint_call(method, learners, members, timeout_s=self._timeout_s, limit_s=self._limit_s)
+        if result.error is not None:
+            raise _BrokenPushError(result.error, result.lost)
+        return result
+
+    async def _verify(self, group: _Group, members: Sequence[Member], report: SyncReport) -> None:
+        """Raises `WeightSyncError` if every engine holds other weights: then it is no engine's fault."""
+        result = await self._joint(
+            "weight_checksum",
+            [],
+            {member: member.actor.handle.weight_checksum.remote(self._timeout_s) for member in members},
+        )
+        wrong = {m: checksum for m, checksum in result.of_members.items() if checksum != report.checksum}
+        if not wrong:
+            return
+        error = WeightSyncError(
+            describe(
+                "engines hold other weights than the learner sent",
+                where=f"push of the {group.options.which.value}'s weights, version {report.policy_version}",
+                got={member.actor.name: checksum for member, checksum in wrong.items()},
+                expected=report.checksum,
+                remedy="continue with --resume; if it comes again, the engine loads this architecture "
+                "otherwise than it stores it: run trd-ray doctor",
             )
+        )
+        if len(wrong) == len(members):
+            raise error
+        raise _BrokenPushError(error, dict.fromkeys(wrong, error))
 
     def _check_version(self, report: SyncReport, policy_version: int) -> None:
         if report.policy_version != policy_version:
@@ -185,5 +249,11 @@ class RayWeightSync:
                 )
             )
 
-    async def _all(self, actors: Sequence[NamedActor], refs: list, method: str) -> list:  # type: ignore[type-arg]
-        return await call_all(refs, actors=[a.name for a in actors], method=method, timeout_s=self._limit_s)
+
+class _BrokenPushError(Exception):
+    """A push broke off; another try may do. Never leaves this file."""
+
+    def __init__(self, error: Exception, lost: Mapping[Member, Exception]) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.lost = lost

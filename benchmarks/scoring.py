@@ -25,7 +25,7 @@ from actors.engine_scoring import EngineScoring
 from actors.handles import sampling_options
 from benchmarks.generation import step_prompts
 from launch.preflight import check_run
-from launch.wiring_ray import engine_options
+from launch.ray_actors import engine_options
 from trd_ray.assembly import RunInputs
 from trd_ray.config import EngineConfig, SamplingConfig, TrdConfig
 from trd_ray.config_loader import load_config

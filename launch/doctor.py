@@ -9,6 +9,7 @@ import asyncio
 import dataclasses
 import importlib.metadata
 import importlib.util
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -26,6 +27,7 @@ from trd_ray.choices import Divergence, DType, ScoreMethod, TeacherWeights
 from trd_ray.config import MethodConfig, TrdConfig
 from trd_ray.errors import DataError, ModelError, TrdRayError
 from trd_ray.interfaces import Teacher
+from trd_ray.run_folder import RunFolder
 from trd_ray.types import (
     Completion,
     Prompt,
@@ -145,18 +147,20 @@ def _version(name: str) -> str:
 
 async def _compare(config: TrdConfig, inputs: RunInputs) -> list[Finding]:
     prompts = [_prompt(inputs, index) for index in range(_NUM_PROBLEMS)]
-    with Signals():
-        async with ray_run(config, inputs) as running:
+    # Nothing is recorded; a learner that dies is started anew without a past.
+    with Signals(), tempfile.TemporaryDirectory() as folder:
+        async with ray_run(config, inputs, RunFolder(folder)) as running:
             return await _measure(config, running, prompts)
 
 
 async def _measure(config: TrdConfig, running: RayRoles, prompts: list[Prompt]) -> list[Finding]:
-    roles = running.roles
+    roles, learner = running.roles, running.groups.learner
+    assert learner is not None  # a run has one
     rollouts = await asyncio.gather(
         *(roles.generator.generate(prompt, config.generator.sampling) for prompt in prompts)
     )
     probes = [
-        (rollout.logprobs, await running.learner.probe_logprobs(prompt.token_ids, rollout.token_ids))
+        (rollout.logprobs, await learner.probe_logprobs(prompt.token_ids, rollout.token_ids))
         for prompt, rollout in zip(prompts, rollouts, strict=True)
     ]
     before = await roles.weight_sync.push(0)

@@ -74,7 +74,7 @@ async def _run(config: TrdConfig, inputs: RunInputs, start: _Start, *, no_ray: b
     ):
         observer = Observers([writer, progress])
         progress.on_stage("start", 0, 1)
-        async with _wiring(config, inputs, no_ray=no_ray) as roles:
+        async with _wiring(config, inputs, start.folder, no_ray=no_ray) as roles:
             pipeline = build_pipeline(
                 config, roles=roles, inputs=inputs, folder=start.folder, observer=observer
             )
@@ -82,14 +82,16 @@ async def _run(config: TrdConfig, inputs: RunInputs, start: _Start, *, no_ray: b
             return await pipeline.run(resume_from=start.checkpoint, evaluated=evaluated)
 
 
-def _wiring(config: TrdConfig, inputs: RunInputs, *, no_ray: bool) -> AbstractAsyncContextManager[Roles]:
+def _wiring(
+    config: TrdConfig, inputs: RunInputs, folder: RunFolder, *, no_ray: bool
+) -> AbstractAsyncContextManager[Roles]:
     if no_ray:
         from launch.wiring_local import local_roles
 
         return local_roles(config, inputs)
     from launch.wiring_ray import ray_roles
 
-    return ray_roles(config, inputs)
+    return ray_roles(config, inputs, folder)
 
 
 def _close(folder: RunFolder, result: RunResult) -> None:

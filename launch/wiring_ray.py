@@ -4,47 +4,52 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import ray
 from ray.exceptions import RayError
-from ray.util.placement_group import PlacementGroup, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.placement_group import remove_placement_group
 
-from actors.calls import call, call_all
+from actors.calls import call
 from actors.cluster import actor_log_folder, join_cluster, leave_cluster
-from actors.engine import EngineOptions
-from actors.generator import GeneratorActor
-from actors.handles import NamedActor, RayGenerators, RayTeachers
-from actors.learner import LearnerRankActor
+from actors.handles import RayGenerators, RayTeachers
 from actors.learner_group import RayLearner
 from actors.learner_senders import Which
+from actors.members import NamedActor, first_line, kill
 from actors.placement import ActorRequest, actor_requests, reserve
-from actors.teacher import ScorerOptions, TeacherActor
+from actors.pool import EnginePool, PoolLimits
 from actors.weight_sync import PushGroup, RayWeightSync
+from launch.ray_actors import ActorMaker
 from trd_ray.assembly import Roles, RunInputs
 from trd_ray.config import EngineConfig, TrdConfig
 from trd_ray.errors import ActorTimeoutError, PlacementError, RunFailedError, describe
+from trd_ray.recovery import Past, RecoveringLearner
+from trd_ray.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
 _SHUTDOWN_S = 30.0
 # One batch computes while another waits at the engine, so that it never runs dry.
 _SLOTS_PER_SEQUENCE = 2
-# More than a step ever has in flight; the pipeline bounds the number of requests, not the actor.
-_CONCURRENT_CALLS = 100_000
+_PUSH_WAITS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class RayGroups:
-    """The actors of a run, by role."""
+    """The groups of a run's actors."""
 
-    learners: tuple[NamedActor, ...]
-    generators: tuple[NamedActor, ...]
-    teachers: tuple[NamedActor, ...]
+    learner: RayLearner | None
+    generators: EnginePool
+    teachers: EnginePool | None
+
+    @property
+    def actors(self) -> tuple[NamedActor, ...]:
+        """Those that are there now, engines first."""
+        pools = (self.generators, self.teachers)
+        engines = tuple(actor for pool in pools if pool is not None for actor in pool.actors)
+        return engines + (self.learner.ranks if self.learner is not None else ())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,25 +57,28 @@ class RayRoles:
     """Roles, and what a check may ask of them beyond the Protocols."""
 
     roles: Roles
-    learner: RayLearner
     groups: RayGroups
 
 
 @asynccontextmanager
-async def ray_roles(config: TrdConfig, inputs: RunInputs) -> AsyncIterator[Roles]:
+async def ray_roles(config: TrdConfig, inputs: RunInputs, folder: RunFolder) -> AsyncIterator[Roles]:
     """The roles of a run over Ray; nothing is left running afterwards."""
-    async with ray_run(config, inputs) as running:
+    async with ray_run(config, inputs, folder) as running:
         yield running.roles
 
 
 @asynccontextmanager
-async def ray_run(config: TrdConfig, inputs: RunInputs) -> AsyncIterator[RayRoles]:
-    """As `ray_roles`, with the actors themselves.
+async def ray_run(config: TrdConfig, inputs: RunInputs, folder: RunFolder) -> AsyncIterator[RayRoles]:
+    """As `ray_roles`, with the groups themselves.
 
     Raises `PlacementError`, or what an actor raises while it starts.
     """
-    async with _ray_groups(config, inputs, actor_requests(config)) as groups:
-        yield await _connect(config, groups)
+    async with _ray_groups(config, inputs, actor_requests(config)) as groups, AsyncExitStack() as watching:
+        roles = await _connect(config, groups, folder)
+        for pool in (groups.generators, groups.teachers):
+            if pool is not None:
+                await watching.enter_async_context(pool.watched())
+        yield RayRoles(roles=roles, groups=groups)
 
 
 @asynccontextmanager
@@ -78,8 +86,9 @@ async def ray_generators(config: TrdConfig, inputs: RunInputs) -> AsyncIterator[
     """Only the generators, with the weights of the student's folder: for an evaluation."""
     requests = tuple(r for r in actor_requests(config) if r.name.startswith("generator-"))
     async with _ray_groups(config, inputs, requests) as groups:
-        await _start(groups.generators, timeout_s=config.timeouts.start_s)
-        yield _generators(config, groups)
+        await groups.generators.start()
+        async with groups.generators.watched():
+            yield RayGenerators(groups.generators)
 
 
 @asynccontextmanager
@@ -92,7 +101,7 @@ async def _ray_groups(
         log.info("actor logs are in %s", actor_log_folder())
         placement = await reserve(requests, timeout_s=config.timeouts.placement_s)
         try:
-            groups = _create(config, inputs, requests, placement)
+            groups = _groups(config, ActorMaker(config, inputs, requests, placement))
             try:
                 yield groups
             finally:
@@ -118,178 +127,81 @@ def _check_meeting_place(config: TrdConfig) -> None:
         )
 
 
-async def _start(actors: tuple[NamedActor, ...], *, timeout_s: float) -> None:
-    await call_all(
-        [actor.handle.start.remote() for actor in actors],
-        actors=[actor.name for actor in actors],
-        method="start",
-        timeout_s=timeout_s,
+def _groups(config: TrdConfig, maker: ActorMaker) -> RayGroups:
+    ranks, teachers = maker.of_role("learner"), maker.of_role("teacher")
+    learner = RayLearner(
+        ranks,
+        create=maker.maker("learner"),
+        host=config.weight_sync.host,
+        start_s=config.timeouts.start_s,
+        timeout_s=config.timeouts.learn_s,
     )
-
-
-def _create(
-    config: TrdConfig, inputs: RunInputs, requests: tuple[ActorRequest, ...], placement: PlacementGroup
-) -> RayGroups:
-    makers: dict[str, Callable[[int, dict[str, Any]], Any]] = {
-        "learner": lambda i, options: LearnerRankActor.options(**options).remote(
-            config.learner,
-            student=inputs.student_path.resolve(),
-            teacher=inputs.teacher_path.resolve(),
-            method=config.method,
-            score=config.teacher.score,
-            rank=i,
-            world_size=config.learner.num_ranks,
-            num_steps=config.run.num_steps,
-            seed=config.run.seed,
-            timeout_s=config.timeouts.learn_s,
-        ),
-        "generator": lambda i, options: GeneratorActor.options(
-            **options, max_concurrency=_CONCURRENT_CALLS
-        ).remote(_generator_engine(config, inputs, index=i)),
-        "teacher": lambda i, options: TeacherActor.options(
-            **options, max_concurrency=_CONCURRENT_CALLS
-        ).remote(
-            model=inputs.teacher_path.resolve(),
-            engine=_teacher_engine(config, inputs, index=i),
-            scorer=_scorer(config),
-            top_k=config.method.num_targets,
-        ),
-    }
-    threads = {
-        "learner": config.learner.threads,
-        "generator": config.generator.engine.threads,
-        "teacher": config.teacher.engine.threads,
-    }
-    made: dict[str, list[NamedActor]] = {role: [] for role in makers}
-    for bundle, request in enumerate(requests):
-        role, _, index = request.name.partition("-")
-        options = _options(request, placement, bundle, threads=threads[role])
-        made[role].append(NamedActor(name=request.name, handle=makers[role](int(index), options)))
     return RayGroups(
-        learners=tuple(made["learner"]),
-        generators=tuple(made["generator"]),
-        teachers=tuple(made["teacher"]),
+        learner=learner if ranks else None,
+        generators=_pool(config, "generator", maker, config.generator.engine),
+        teachers=_pool(config, "teacher", maker, config.teacher.engine) if teachers else None,
     )
 
 
-def _options(
-    request: ActorRequest, placement: PlacementGroup, bundle: int, *, threads: int
-) -> dict[str, Any]:
-    asked = request.bundle()
-    return {
-        "num_cpus": asked.get("CPU", 0),
-        "num_gpus": asked.get("GPU", 0),
-        "memory": asked.get("memory", 0),
-        "scheduling_strategy": PlacementGroupSchedulingStrategy(
-            placement_group=placement, placement_group_bundle_index=bundle
-        ),
-        # OpenMP reads it when torch is loaded, which is before an actor's own first line.
-        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(threads)}},
-    }
-
-
-def engine_options(
-    engine: EngineConfig, *, model: str, seed: int, weight_transfer: str | None
-) -> EngineOptions:
-    """A role's engine block as the engine takes it."""
-    return EngineOptions(
-        model=model,
-        dtype=engine.dtype.value,
-        max_model_len=engine.max_model_len,
-        max_num_seqs=engine.max_num_seqs,
-        max_num_batched_tokens=engine.max_num_batched_tokens or None,
-        gpu_memory_utilization=engine.gpu_memory_utilization,
-        kv_cache_gib=engine.kv_cache_gib,
-        threads=engine.threads,
-        enforce_eager=engine.enforce_eager,
-        tensor_parallel_size=engine.tensor_parallel_size,
-        device=engine.device.value,
-        seed=seed,
-        prefix_caching=engine.prefix_caching,
-        weight_transfer_backend=weight_transfer,
-    )
-
-
-def _generator_engine(config: TrdConfig, inputs: RunInputs, *, index: int) -> EngineOptions:
-    return engine_options(
-        config.generator.engine,
-        model=str(inputs.student_path.resolve()),
-        seed=config.run.seed + index,
-        weight_transfer=config.weight_sync.backend.value,
-    )
-
-
-def _teacher_engine(config: TrdConfig, inputs: RunInputs, *, index: int) -> EngineOptions | None:
-    if not config.teacher_engine:
-        return None
-    return engine_options(
-        config.teacher.engine,
-        model=str(inputs.teacher_path.resolve()),
-        seed=config.run.seed + index,
-        weight_transfer=config.weight_sync.backend.value if config.pushes_teacher else None,
-    )
-
-
-def _scorer(config: TrdConfig) -> ScorerOptions | None:
-    if not config.teacher_scorer:
-        return None
-    return ScorerOptions(
-        score_dtype=config.teacher.score_dtype,
-        hidden_dtype=config.teacher.hidden_dtype,
-        batch_tokens=config.teacher.score_batch_tokens,
-        threads=config.teacher.engine.threads,
-        device=config.teacher.engine.device,
-    )
-
-
-def _generators(config: TrdConfig, groups: RayGroups) -> RayGenerators:
-    return RayGenerators(
-        groups.generators,
-        num_slots=_SLOTS_PER_SEQUENCE * config.generator.engine.max_num_seqs,
-        timeout_s=config.timeouts.generate_s,
-    )
-
-
-async def _connect(config: TrdConfig, groups: RayGroups) -> RayRoles:
-    """Wait until every actor serves, then bring learner and generators together."""
+def _pool(config: TrdConfig, role: str, maker: ActorMaker, engine: EngineConfig) -> EnginePool:
     limits = config.timeouts
-    learner = RayLearner(groups.learners, timeout_s=limits.learn_s)
-    await asyncio.gather(
-        learner.setup(host=config.weight_sync.host, timeout_s=limits.start_s),
-        _start((*groups.generators, *groups.teachers), timeout_s=limits.start_s),
-    )
-    weight_sync = _weight_sync(config, groups)
-    await weight_sync.connect()
-    roles = Roles(
-        generator=_generators(config, groups),
-        teacher=RayTeachers(
-            groups.teachers,
-            num_slots=_SLOTS_PER_SEQUENCE * config.teacher.engine.max_num_seqs,
-            timeout_s=limits.generate_s,
+    return EnginePool(
+        role,
+        maker.of_role(role),
+        create=maker.maker(role),
+        limits=PoolLimits(
+            request_s=limits.generate_s,
+            start_s=limits.start_s,
+            # It may have to wait for a step of the learner and for a push before it gets its own.
+            replace_s=limits.start_s + limits.learn_s + _PUSH_WAITS * limits.sync_s,
+            num_slots=_SLOTS_PER_SEQUENCE * engine.max_num_seqs,
         ),
-        learner=learner,
-        weight_sync=weight_sync,
+        faults=config.faults,
     )
-    return RayRoles(roles=roles, learner=learner, groups=groups)
 
 
-def _weight_sync(config: TrdConfig, groups: RayGroups) -> RayWeightSync:
+async def _connect(config: TrdConfig, groups: RayGroups, folder: RunFolder) -> Roles:
+    """Wait until every actor serves, then bring learner and engines together."""
+    learner, pools = groups.learner, [p for p in (groups.generators, groups.teachers) if p is not None]
+    assert learner is not None  # a run has one
+    await asyncio.gather(learner.setup(), *(pool.start() for pool in pools))
+    recovering = RecoveringLearner(
+        learner,
+        _weight_sync(config, groups, learner),
+        restart=learner.restart,
+        past=Past(folder=folder, steps=None, method=config.method, learner=config.learner),
+        max_restarts=config.faults.max_restarts,
+    )
+    groups.generators.follow_weights(recovering.catch_up)
+    if config.pushes_teacher and groups.teachers is not None:
+        groups.teachers.follow_weights(recovering.catch_up)
+    return Roles(
+        generator=RayGenerators(groups.generators),
+        teacher=RayTeachers(groups.teachers),
+        learner=recovering,
+        weight_sync=recovering,
+    )
+
+
+def _weight_sync(config: TrdConfig, groups: RayGroups, learner: RayLearner) -> RayWeightSync:
     teachers = None
-    if config.pushes_teacher:
+    if config.pushes_teacher and groups.teachers is not None:
         teachers = _push_group(Which.TEACHER, groups.teachers, config.teacher.engine)
     return RayWeightSync(
         config.weight_sync,
-        learners=groups.learners,
+        learners=lambda: learner.ranks,
         generators=_push_group(Which.STUDENT, groups.generators, config.generator.engine),
         teachers=teachers,
         timeout_s=config.timeouts.sync_s,
+        max_tries=config.faults.max_attempts,
+        replace_s=config.timeouts.start_s,
     )
 
 
-def _push_group(which: Which, actors: tuple[NamedActor, ...], engine: EngineConfig) -> PushGroup:
+def _push_group(which: Which, pool: EnginePool, engine: EngineConfig) -> PushGroup:
     return PushGroup(
         which=which,
-        actors=actors,
+        pool=pool,
         dtype=engine.dtype.value,
         workers_per_actor=engine.tensor_parallel_size,
     )
@@ -297,16 +209,12 @@ def _push_group(which: Which, actors: tuple[NamedActor, ...], engine: EngineConf
 
 async def _shut_down(groups: RayGroups) -> None:
     """End engines in order, then every actor; an actor that is dead or hangs is killed."""
-    ending = [(actor, "shutdown") for actor in (*groups.generators, *groups.teachers)]
-    ending += [(actor, "close") for actor in groups.learners]
-    await asyncio.gather(*(_end(actor, method) for actor, method in ending))
-    for actor in (*groups.generators, *groups.teachers, *groups.learners):
-        ray.kill(actor.handle)
+    await asyncio.gather(*(_end(actor) for actor in groups.actors))
+    await asyncio.gather(*(kill(actor) for actor in groups.actors))
 
 
-async def _end(actor: NamedActor, method: str) -> None:
+async def _end(actor: NamedActor) -> None:
     try:
-        ref = getattr(actor.handle, method).remote()
-        await call(ref, actor=actor.name, method=method, timeout_s=_SHUTDOWN_S)
+        await call(actor.handle.shutdown.remote(), actor=actor.name, method="shutdown", timeout_s=_SHUTDOWN_S)
     except (ActorTimeoutError, RunFailedError, RayError) as error:
-        log.warning("%s did not end by itself: %s", actor.name, str(error).splitlines()[0])
+        log.warning("%s did not end by itself: %s", actor.name, first_line(error))

@@ -48,6 +48,18 @@ class RunFailedError(TrdRayError, RuntimeError):
     """The run cannot go on. Exit code 1."""
 
 
+class ActorLostError(RunFailedError):
+    """An actor died, or is to be treated as if it had. Names the actor and the call."""
+
+
+class LearnerLostError(RunFailedError):
+    """A learner rank died, hangs or raised what it should not: the group must be started anew."""
+
+
+class DiskError(RunFailedError):
+    """A file of the run cannot be written."""
+
+
 def describe(what: str, *, where: str, got: object, expected: str, remedy: str) -> str:
     """Format the five answers that every message gives, one to a line."""
     return f"{what}\n  where:    {where}\n  got:      {got}\n  expected: {expected}\n  remedy:   {remedy}"

@@ -119,6 +119,7 @@ class Producer:
             prompts=self.prompts,
             method=self.method,
             sampling=self.refine_sampling,
+            max_rollout_tokens=self.rollout_sampling.max_tokens,
             locator=self.locator,
             grade=self._grade,
             fused=self.score is ScoreMethod.FUSED,
@@ -144,7 +145,9 @@ class Producer:
             rollout,
             context=self._scored_context,
             context_ids=self._context_ids(rollout.prompt, num_tokens=len(rollout.completion.token_ids)),
-            reason=reject_rollout(rollout.completion, is_trajectory=True),
+            reason=reject_rollout(
+                rollout.completion, max_tokens=self.rollout_sampling.max_tokens, is_trajectory=True
+            ),
         )
 
     async def _speculate(self, prompt: Prompt) -> Speculation | PromptTooLong:
@@ -214,7 +217,7 @@ class Producer:
             context_ids=context_ids
             if answered_under
             else self._context_ids(prompt, num_tokens=len(completion.token_ids)),
-            reason=reject_teacher_text(completion),
+            reason=reject_teacher_text(completion, max_tokens=self.refine_sampling.max_tokens),
             target=answer.targets,
         )
 

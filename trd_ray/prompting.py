@@ -18,6 +18,7 @@ from trd_ray.refinement import (
     student_prompt,
     text_ids,
 )
+from trd_ray.templates import TemplateName, instructions
 from trd_ray.types import IntArray, Problem, Prompt, RefinePrompt, Rollout, TeacherContext
 
 
@@ -66,6 +67,11 @@ class PromptBuilder:
             privileged=self.privileged,
             max_prompt_tokens=self.max_teacher_prompt,
         )
+
+    def echoes(self, text: str) -> bool:
+        """A refinement that holds the instructions is a copy of its prompt and no rewrite."""
+        template = TemplateName.REFINE_PRIVILEGED if self.privileged else TemplateName.REFINE
+        return any(sentence in text for sentence in instructions(self.teacher_format.task_name, template))
 
     def reference(self, problem: Problem) -> IntArray:
         """The reference solution as the student would say it: its tokens [T] and the end token.

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from trd_ray.answers import completion_fault
 from trd_ray.chat import decode_text, encode_chat
 from trd_ray.errors import DataError, describe
 from trd_ray.outcomes import RejectReason
@@ -168,30 +169,30 @@ def refine_prompt(
     )
 
 
-def reject_rollout(completion: Completion, *, is_trajectory: bool) -> RejectReason:
+def reject_rollout(completion: Completion, *, max_tokens: int, is_trajectory: bool) -> RejectReason:
     """Why a rollout is broken; `NONE` if it is not. An empty one only is if it is to be trained on.
 
     One that stopped by length is not: each of its tokens is the student's own.
     """
     if completion.stop_reason is StopReason.ABORT:
         return RejectReason.ABORTED
-    if not np.isfinite(completion.logprobs).all():
-        return RejectReason.NON_FINITE
+    if (fault := completion_fault(completion, max_tokens=max_tokens)) is not RejectReason.NONE:
+        return fault
     # An answer of the end token alone is a choice of the student that the teacher can judge.
     if is_trajectory and len(completion.token_ids) == 0:
         return RejectReason.EMPTY
     return RejectReason.NONE
 
 
-def reject_teacher_text(completion: Completion) -> RejectReason:
+def reject_teacher_text(completion: Completion, *, max_tokens: int) -> RejectReason:
     """Why what the teacher wrote cannot be trained on; `NONE` if it can.
 
     What stopped by length cannot, since it teaches to end nowhere.
     """
     if completion.stop_reason is StopReason.ABORT:
         return RejectReason.ABORTED
-    if not np.isfinite(completion.logprobs).all():
-        return RejectReason.NON_FINITE
+    if (fault := completion_fault(completion, max_tokens=max_tokens)) is not RejectReason.NONE:
+        return fault
     if completion.stop_reason is StopReason.LENGTH:
         return RejectReason.REFINE_TRUNCATED
     if len(completion.token_ids) == 0 or not completion.text.strip():

@@ -18,6 +18,7 @@ from trd_ray.refinement import PromptTooLong, reject_rollout, reject_teacher_tex
 from trd_ray.seeds import derive_seed
 from trd_ray.trajectories import make, never_made, of_rollout
 from trd_ray.types import (
+    Completion,
     Grade,
     IntArray,
     Problem,
@@ -60,6 +61,8 @@ class Refiner:
     prompts: PromptBuilder
     method: MethodConfig
     sampling: SamplingConfig
+    max_rollout_tokens: int
+    """That were asked for."""
     locator: FailureLocator | None
     grade: Grader
     fused: bool
@@ -68,7 +71,7 @@ class Refiner:
     async def refine(self, rollout: Rollout) -> Trajectory:
         """The trajectory that comes of a rollout; broken and refused refinements are outcomes of it."""
         source, context = self.method.trajectory, self.method.teacher_context
-        broken = reject_rollout(rollout.completion, is_trajectory=False)
+        broken = reject_rollout(rollout.completion, max_tokens=self.max_rollout_tokens, is_trajectory=False)
         if broken is not RejectReason.NONE:
             return never_made(rollout.prompt, source=source, context=context, reason=broken, rollout=rollout)
         if self.method.refine_gate.kind is RefineGate.FAILED_ONLY and rollout.grade.correct:
@@ -120,7 +123,7 @@ class Refiner:
             text=completion.text,
             num_kept=0,
             targets=answer.targets,
-            reason=reject_teacher_text(completion),
+            reason=self._judge(completion, completion.text, max_tokens=self.sampling.max_tokens),
         )
 
     async def _splice(self, rollout: Rollout, prompt: RefinePrompt) -> _Rewrite | RejectReason:
@@ -179,8 +182,15 @@ class Refiner:
             text=text,
             num_kept=num_kept,
             targets=None,
-            reason=reject_teacher_text(replace(completion, text=text)),
+            reason=self._judge(completion, text, max_tokens=budget),
         )
+
+    def _judge(self, completion: Completion, text: str, *, max_tokens: int) -> RejectReason:
+        """What is wrong with what the teacher wrote; `text` may begin with kept tokens."""
+        broken = reject_teacher_text(replace(completion, text=text), max_tokens=max_tokens)
+        if broken is RejectReason.NONE and self.prompts.echoes(completion.text):
+            return RejectReason.ECHO
+        return broken
 
     def _trained(self, rollout: Rollout, rewrite: _Rewrite, prompt: RefinePrompt) -> Trajectory:
         return make(

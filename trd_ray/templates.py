@@ -19,6 +19,8 @@ from importlib import resources
 from jinja2 import StrictUndefined, Template
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+_TELLING_LENGTH = 30
+
 
 class TemplateName(StrEnum):
     """The prompts that every task has."""
@@ -52,3 +54,12 @@ def render(
     """
     values = {"problem": problem, "reference": reference, "initial_solution": initial_solution}
     return _load(task_name, template).render({k: v for k, v in values.items() if v is not None})
+
+
+@lru_cache(maxsize=64)
+def instructions(task_name: str, template: TemplateName) -> tuple[str, ...]:
+    """The sentences of a prompt that are the same for every problem, without those so short that an answer
+    may well hold them by chance."""
+    fixed = render(task_name, template, problem="", reference="", initial_solution="")
+    sentences = (part.strip(" .") for line in fixed.splitlines() for part in line.split(". "))
+    return tuple(sentence for sentence in sentences if len(sentence) >= _TELLING_LENGTH)

@@ -204,7 +204,7 @@ def run_rank(rank: int, world_size: int, port: int, folder: Path) -> None:
     torch.save(
         {name: vars(result) for name, result in results.items()}, folder / f"results_{world_size}_{rank}.pt"
     )
-    start(CASES[0]).close()
+    start(CASES[0]).shutdown()
 
 
 def run_case(case: Case, start, rank: int, world_size: int, checkpoint: Path) -> Result:

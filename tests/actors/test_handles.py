@@ -12,14 +12,22 @@ import pytest
 import ray
 from ray.exceptions import TaskCancelledError
 
-from actors.buffer import BufferActor
 from actors.calls import call, call_all
-from actors.handles import LeastLoaded, NamedActor, RayBuffer, RayGenerators, RayTeachers, sampling_options
+from actors.handles import RayGenerators, RayTeachers, sampling_options
+from actors.members import NamedActor
 from actors.placement import ActorRequest, actor_requests, reserve
+from actors.pool import EnginePool, PoolLimits
 from tests.fakes import completion
-from trd_ray.config import GeneratorConfig, LearnerConfig, ResourceConfig, SamplingConfig, TrdConfig
+from trd_ray.config import (
+    FaultConfig,
+    GeneratorConfig,
+    LearnerConfig,
+    ResourceConfig,
+    SamplingConfig,
+    TrdConfig,
+)
 from trd_ray.errors import ActorTimeoutError, PlacementError, RunFailedError
-from trd_ray.types import Problem, Prompt
+from trd_ray.types import Problem, Prompt, TeacherCompletion, TeacherHidden
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -29,11 +37,12 @@ class Answering:
 
     async def generate(self, prompt_ids, sampling, request_id, top_k=None):
         if top_k is not None:
-            return (request_id, len(prompt_ids), sampling.seed, top_k)
+            made = completion(f"{request_id} {len(prompt_ids)} {sampling.seed} {top_k}")
+            return TeacherCompletion(completion=made)
         return completion(f"{request_id}:{sampling.max_tokens}:{len(prompt_ids)}")
 
     async def score(self, context_ids, token_ids):
-        return (len(context_ids), len(token_ids))
+        return TeacherHidden(hidden=np.full((len(token_ids), 2), len(context_ids), dtype=np.float32))
 
     async def token_logprobs(self, context_ids, token_ids):
         return np.full(len(token_ids), -float(len(context_ids)), dtype=np.float32)
@@ -59,6 +68,16 @@ AnsweringActor = ray.remote(num_cpus=0.1)(Answering)
 
 def make_actor(name: str) -> NamedActor:
     return NamedActor(name=name, handle=AnsweringActor.remote())
+
+
+def make_pool(*actors: NamedActor, num_slots: int = 2, request_s: float = 30) -> EnginePool:
+    return EnginePool(
+        "engine",
+        actors,
+        create=lambda index: make_actor(f"again-{index}"),
+        limits=PoolLimits(request_s=request_s, start_s=60, replace_s=60, num_slots=num_slots),
+        faults=FaultConfig(max_attempts=1, max_restarts=0),
+    )
 
 
 def make_prompt(index: int = 0) -> Prompt:
@@ -119,34 +138,6 @@ async def test_call_all_keeps_order():
     assert [c.text for c in done] == ["a:5:1", "b:5:1"]
 
 
-async def test_least_loaded_counts_outstanding_tokens():
-    group = LeastLoaded((NamedActor(name="a", handle=None), NamedActor(name="b", handle=None)), num_slots=9)
-    async with group.choose(100) as first:
-        async with group.choose(10) as second, group.choose(10) as third:
-            assert [first.name, second.name, third.name] == ["a", "b", "b"]
-        async with group.choose(1) as fourth:
-            assert fourth.name == "b"
-    async with group.choose(1) as fifth:
-        assert fifth.name == "a"
-
-
-async def test_slots_hold_back_what_an_actor_cannot_take():
-    group = LeastLoaded((NamedActor(name="a", handle=None),), num_slots=1)
-    entered = asyncio.Event()
-
-    async def second() -> None:
-        async with group.choose(1):
-            entered.set()
-
-    async with group.choose(1):
-        waiting = asyncio.create_task(second())
-        for _ in range(5):
-            await asyncio.sleep(0)
-        assert not entered.is_set()
-    await waiting
-    assert entered.is_set()
-
-
 async def test_cancelled_caller_cancels_the_call():
     actor = make_actor("generator-0")
     ref = actor.handle.hang.remote()
@@ -160,29 +151,31 @@ async def test_cancelled_caller_cancels_the_call():
 
 
 async def test_generators_answer_each_sample_with_its_own_request():
-    generators = RayGenerators((make_actor("g0"), make_actor("g1")), num_slots=2, timeout_s=30)
+    generators = RayGenerators(make_pool(make_actor("g0"), make_actor("g1")))
     done = await asyncio.gather(*(generators.generate(make_prompt(i), SamplingConfig()) for i in range(6)))
     assert len({c.text for c in done}) == 6
 
 
 async def test_generators_give_logprobs_of_given_tokens():
-    generators = RayGenerators((make_actor("g0"),), num_slots=2, timeout_s=30)
+    generators = RayGenerators(make_pool(make_actor("g0")))
     got = await generators.token_logprobs(np.zeros(3, dtype=np.int32), np.zeros(2, dtype=np.int32))
     assert got.tolist() == [-3.0, -3.0]
 
 
 async def test_every_argument_of_a_call_reaches_the_teacher():
-    teachers = RayTeachers((make_actor("t0"),), num_slots=2, timeout_s=30)
+    teachers = RayTeachers(make_pool(make_actor("t0")))
     three, two = np.zeros(3, dtype=np.int32), np.zeros(2, dtype=np.int32)
-    assert await teachers.generate(three, SamplingConfig(), 9, top_k=5) == ("teacher-0", 3, 9, 5)
-    assert await teachers.score(three, two) == (3, 2)
+    made = await teachers.generate(three, SamplingConfig(), 9, top_k=5)
+    assert made.completion.text == "teacher-0 3 9 5"
+    scored = await teachers.score(three, two)
+    assert isinstance(scored, TeacherHidden) and scored.hidden.tolist() == [[3.0, 3.0]] * 2
     assert (await teachers.token_logprobs(three, two)).tolist() == [-3.0, -3.0]
     assert await teachers.verify(three, two, top_k=25, temperature=0.2, seed=4) == (3, 2, 25, 0.2, 4)
 
 
 async def test_calls_of_a_teacher_wait_for_its_slots_and_time_out_by_name():
     actor = make_actor("teacher-5")
-    teachers = RayTeachers((actor,), num_slots=1, timeout_s=1)
+    teachers = RayTeachers(make_pool(actor, num_slots=1, request_s=1))
     pid = ray.get(actor.handle.__ray_call__.remote(lambda self: os.getpid()))
     os.kill(pid, signal.SIGSTOP)
     two = np.zeros(2, dtype=np.int32)
@@ -194,7 +187,7 @@ async def test_calls_of_a_teacher_wait_for_its_slots_and_time_out_by_name():
 
 
 async def test_no_teachers_are_fine_until_one_is_asked():
-    teachers = RayTeachers((), num_slots=1, timeout_s=1)
+    teachers = RayTeachers(None)
     two = np.zeros(2, dtype=np.int32)
     for method, calling in (
         ("generate", teachers.generate(two, SamplingConfig(), 0)),
@@ -206,14 +199,6 @@ async def test_no_teachers_are_fine_until_one_is_asked():
             await calling
 
 
-async def test_buffer_over_ray_is_first_in_first_out():
-    actor = NamedActor(name="buffer-0", handle=BufferActor.options(num_cpus=0.1).remote(capacity=2))
-    buffer = RayBuffer(actor, timeout_s=30)
-    await buffer.put("a")  # type: ignore[arg-type]
-    await buffer.put("b")  # type: ignore[arg-type]
-    assert await buffer.take(2) == ("a", "b")
-
-
 def test_requests_follow_the_configuration():
     config = TrdConfig(
         generator=GeneratorConfig(num_actors=2, resources=ResourceConfig(cpus=3)),
@@ -221,7 +206,7 @@ def test_requests_follow_the_configuration():
     )
     requests = actor_requests(config)
     assert [r.name for r in requests] == [
-        "learner-0", "learner-1", "generator-0", "generator-1", "teacher-0", "buffer-0",
+        "learner-0", "learner-1", "generator-0", "generator-1", "teacher-0",
     ]  # fmt: skip
     assert requests[2].bundle() == {"CPU": 3, "memory": 2 * 2**30}
 

@@ -15,10 +15,11 @@ from transformers import AutoModelForCausalLM
 
 from actors.engine import EngineOptions, SamplingOptions
 from actors.generator import GeneratorActor
-from actors.handles import NamedActor
 from actors.learner import LearnerRankActor
 from actors.learner_group import RayLearner
 from actors.learner_senders import Which
+from actors.members import NamedActor
+from actors.pool import EnginePool, PoolLimits
 from actors.weight_sync import PushGroup, RayWeightSync
 from actors.weight_transfer import WeightEndpoint
 from tests.actors.test_weight_transfer import join, receive
@@ -26,7 +27,14 @@ from tests.tiny_models import make_tiny_qwen3
 from tests.unit.training_samples import make_samples, with_topk
 from trd_ray.batching import make_training_batch
 from trd_ray.choices import ScoreMethod, Support, TeacherWeights
-from trd_ray.config import LearnerConfig, LoraConfig, MethodConfig, OptimizerConfig, WeightSyncConfig
+from trd_ray.config import (
+    FaultConfig,
+    LearnerConfig,
+    LoraConfig,
+    MethodConfig,
+    OptimizerConfig,
+    WeightSyncConfig,
+)
 from trd_ray.errors import WeightSyncError
 from trd_ray.types import TrainingBatch
 from trd_ray.weights import WeightManifest, checksum_named
@@ -89,21 +97,33 @@ class Rig:
         return NamedActor(name="learner-0", handle=handle)
 
     async def connect(self, first: NamedActor) -> tuple[RayLearner, RayWeightSync]:
-        learner = RayLearner([first], timeout_s=LIMIT_S)
-        await learner.setup(host="127.0.0.1", timeout_s=LIMIT_S)
+        learner = RayLearner([first], create=never, host="127.0.0.1", start_s=LIMIT_S, timeout_s=LIMIT_S)
+        await learner.setup()
         sync = RayWeightSync(
             WeightSyncConfig(bucket_mib=1),
-            learners=[first],
+            learners=lambda: learner.ranks,
             generators=push_group(Which.STUDENT, self.generator),
             teachers=push_group(Which.TEACHER, self.teacher),
             timeout_s=LIMIT_S,
+            max_tries=1,
+            replace_s=LIMIT_S,
         )
-        await sync.connect()
         return learner, sync
 
 
+def never(index: int) -> NamedActor:
+    raise AssertionError(f"nothing is started anew here, and {index} was")
+
+
 def push_group(which: Which, actor: NamedActor) -> PushGroup:
-    return PushGroup(which=which, actors=(actor,), dtype="float32", workers_per_actor=1)
+    pool = EnginePool(
+        actor.name.partition("-")[0],
+        [actor],
+        create=never,
+        limits=PoolLimits(request_s=LIMIT_S, start_s=LIMIT_S, replace_s=LIMIT_S, num_slots=8),
+        faults=FaultConfig(max_restarts=0),
+    )
+    return PushGroup(which=which, pool=pool, dtype="float32", workers_per_actor=1)
 
 
 @pytest.fixture(scope="module")
@@ -187,5 +207,5 @@ async def test_merged_weights_reach_the_engine_and_a_teacher_that_moved_reaches_
 
 
 async def _end(learner: NamedActor) -> None:
-    await asyncio.wait_for(learner.handle.close.remote(), LIMIT_S)
+    await asyncio.wait_for(learner.handle.shutdown.remote(), LIMIT_S)
     ray.kill(learner.handle)

@@ -63,6 +63,9 @@ class FakePrompts:
         ids = np.asarray([2, int(rollout.prompt.problem.prompt_id)], dtype=np.int32)
         return RefinePrompt(token_ids=ids, num_cut_rollout_tokens=0, num_cut_reference_tokens=0)
 
+    def echoes(self, text: str) -> bool:
+        return "instructions" in text
+
     def score_context(
         self, prompt: Prompt, refine: RefinePrompt | None, *, context: TeacherContext, num_tokens: int
     ) -> IntArray | PromptTooLong:
@@ -222,6 +225,14 @@ async def test_run_ends_when_too_many_are_rejected_and_keeps_them(tmp_path: Path
         await run.pipeline.run()
     assert run.learner.batches == []
     assert len(list(read_trajectories(run.folder.trajectories))) == 4
+
+
+async def test_a_refinement_that_echoes_its_prompt_is_rejected_with_that_reason(tmp_path: Path):
+    run = make_run(tmp_path)
+    answers = iter(["right", "the instructions", "right", "right"] * 3)
+    run.teacher.rewrite = lambda: completion(next(answers))
+    await run.pipeline.run()
+    assert run.observer.steps[0].rejected_by_reason == {"echo": 1}
 
 
 async def test_stale_rollout_is_a_broken_contract(tmp_path: Path):

@@ -62,6 +62,9 @@ class Prompts:
             return PromptTooLong(num_tokens=9, max_prompt_tokens=8)
         return RefinePrompt(token_ids=REFINE_IDS, num_cut_rollout_tokens=0, num_cut_reference_tokens=0)
 
+    def echoes(self, text: str) -> bool:
+        return False
+
     def score_context(
         self, prompt: Prompt, refine: RefinePrompt | None, *, context: TeacherContext, num_tokens: int
     ) -> IntArray | PromptTooLong:
@@ -134,7 +137,7 @@ class Rig:
             prompts=self.prompts,  # type: ignore[arg-type]
             method=self.method,
             score=self.score,
-            rollout_sampling=SamplingConfig(max_tokens=8),
+            rollout_sampling=SamplingConfig(max_tokens=16),
             refine_sampling=SamplingConfig(max_tokens=16),
             vocab_size=1_000,
             locator=locator,

@@ -11,6 +11,7 @@ from tests.unit.tiny_tokenizer import END, START, make_tokenizer
 from trd_ray.errors import DataError
 from trd_ray.prompting import PromptBuilder
 from trd_ray.refinement import PromptFormat, PromptTooLong
+from trd_ray.templates import TemplateName, instructions, render
 from trd_ray.types import IntArray, Problem, Prompt, TeacherContext
 
 TOKENIZER = make_tokenizer()
@@ -70,3 +71,13 @@ def test_an_answer_needs_room_for_its_whole_budget(privileged: bool):
 def test_the_student_s_prompt_is_scored_as_it_is():
     seen = PROMPTS.score_context(prompt(), None, context=TeacherContext.PROMPT, num_tokens=5)
     assert isinstance(seen, np.ndarray) and seen.tolist() == prompt().token_ids.tolist()
+
+
+@pytest.mark.parametrize("task", ["arithmetic", "math"])
+@pytest.mark.parametrize("name", [TemplateName.REFINE, TemplateName.REFINE_PRIVILEGED])
+def test_every_refinement_prompt_has_instructions_by_which_an_echo_is_known(task: str, name: TemplateName):
+    found = instructions(task, name)
+    assert found
+    shown = render(task, name, problem="P", reference="R", initial_solution="I")
+    assert all(sentence in shown for sentence in found)
+    assert not any(sentence in "3 + 4 = 7\nThe final answer is \\boxed{7}." for sentence in found)

@@ -252,7 +252,7 @@ def test_judging_a_refinement(answer: Completion, reason: RejectReason) -> None:
         rollout(),
         context=TeacherContext.PROMPT,
         context_ids=rollout().prompt.token_ids,
-        reason=reject_teacher_text(answer),
+        reason=reject_teacher_text(answer, max_tokens=99),
     )
     assert judged.reason is reason
     assert judged.outcome is (Outcome.CONSUMED if reason is RejectReason.NONE else Outcome.REJECTED)
@@ -270,5 +270,13 @@ def test_judging_a_refinement(answer: Completion, reason: RejectReason) -> None:
     ],
 )
 def test_judging_a_rollout(answer: Completion, alone: RejectReason, below_a_refinement: RejectReason) -> None:
-    assert reject_rollout(answer, is_trajectory=True) is alone
-    assert reject_rollout(answer, is_trajectory=False) is below_a_refinement
+    assert reject_rollout(answer, max_tokens=99, is_trajectory=True) is alone
+    assert reject_rollout(answer, max_tokens=99, is_trajectory=False) is below_a_refinement
+
+
+def test_more_tokens_than_were_asked_for_are_refused() -> None:
+    long = completion("abc")
+    num = len(long.token_ids)
+    assert reject_rollout(long, max_tokens=num, is_trajectory=True) is RejectReason.NONE
+    assert reject_rollout(long, max_tokens=num - 1, is_trajectory=True) is RejectReason.OVER_LENGTH
+    assert reject_teacher_text(long, max_tokens=num - 1) is RejectReason.OVER_LENGTH

@@ -1,0 +1,131 @@
+"""Actors by the names that people know them by, their processes, and their end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import psutil
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from actors.calls import call
+from trd_ray.errors import ActorTimeoutError, RunFailedError
+
+log = logging.getLogger(__name__)
+
+_KILL_S = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """Where an actor runs."""
+
+    node_id: str
+    pid: int
+
+
+class Locatable:
+    """What every actor of a run can say of itself."""
+
+    def whereabouts(self) -> Process:
+        """The node and the process that it runs in."""
+        return Process(node_id=ray.get_runtime_context().get_node_id(), pid=os.getpid())
+
+
+@dataclass(kw_only=True, eq=False)
+class NamedActor:
+    """An actor handle and the name that people know it by. One object an actor: compared by identity."""
+
+    name: str
+    handle: Any  # Ray generates the type of a handle at run time
+    process: Process | None = None
+    """Known after `locate`."""
+
+
+async def locate(actor: NamedActor, *, timeout_s: float) -> None:
+    """Wait until the actor is there, and note its process. Raises as `call` does."""
+    actor.process = await call(
+        actor.handle.whereabouts.remote(), actor=actor.name, method="whereabouts", timeout_s=timeout_s
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Life:
+    """Tells the actors of one place apart, and the times between two pushes."""
+
+    number: int = 0
+    """Actors that were in this place before."""
+    num_pushes: int = 0
+    """Pushes of weights since the run began."""
+
+
+@dataclass(kw_only=True, eq=False)
+class Member:
+    """One place in a pool; the actor in it may be replaced."""
+
+    index: int
+    actor: NamedActor
+    is_up: bool = True
+    """The process runs."""
+    serves: bool = True
+    """It takes requests; a replacement does once it has the weights of the others."""
+    num_nonsense: int = 0
+    """Answers without sense since the last good one."""
+    life: Life = field(default_factory=Life)
+    lost_because: Exception | None = None
+    """Of the last actor that was lost here."""
+    calls: set[asyncio.Task[Any]] = field(default_factory=set)
+    """Tasks that wait for its answer."""
+
+    def reborn(self) -> None:
+        """The replacement's process runs; it does not serve yet."""
+        self.is_up, self.serves = True, False
+        self.num_nonsense = 0
+        self.life = replace(self.life, number=self.life.number + 1)
+
+
+async def kill(actor: NamedActor) -> None:
+    """End an actor's process and its children whatever they do; returns at once if they are gone."""
+    # In a thread: Ray asks the cluster, which may take its time.
+    await asyncio.to_thread(ray.kill, actor.handle)
+    if actor.process is None:
+        return
+    # Ray asks a process to end and waits; one that is stopped does not, and keeps its memory.
+    if actor.process.node_id == ray.get_runtime_context().get_node_id():
+        await asyncio.to_thread(kill_tree, actor.process.pid)
+        return
+    there = NodeAffinitySchedulingStrategy(node_id=actor.process.node_id, soft=False)
+    ref = _kill_tree_there.options(scheduling_strategy=there).remote(actor.process.pid)
+    try:
+        await call(ref, actor=f"node of {actor.name}", method="kill", timeout_s=_KILL_S)
+    except (ActorTimeoutError, RunFailedError, RayError) as error:
+        # The node is gone, and the process with it.
+        log.warning("%s could not be killed: %s", actor.name, first_line(error))
+
+
+def kill_tree(pid: int) -> None:
+    """End a process and all that descend from it, at once."""
+    try:
+        root = psutil.Process(pid)
+        family = [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    for process in family:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(family, timeout=_KILL_S)
+
+
+_kill_tree_there = ray.remote(num_cpus=0, max_retries=0)(kill_tree)
+
+
+def first_line(error: BaseException) -> str:
+    """For a log: the rest of the message comes with the error, if it ends the run."""
+    return (str(error) or repr(error)).splitlines()[0]

@@ -1,0 +1,349 @@
+"""A group of engines that serve the same requests, and outlive the death of any of them.
+
+A request goes to the member with the least to do. If that one dies, hangs or answers nonsense, the request
+goes to another, and the member is replaced in the background: the old process is killed, a new one started,
+and it serves once it has the weights that the others have. Replacements are bounded; after the last one the
+error that led to it ends the run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from actors.calls import call
+from actors.engine import EngineFailedError
+from actors.members import Life, Member, NamedActor, first_line, kill, locate
+from trd_ray.balancer import Balancer
+from trd_ray.config import FaultConfig
+from trd_ray.errors import ActorLostError, ActorTimeoutError, RunFailedError, TrdRayError, describe
+from trd_ray.outcomes import RejectReason
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolLimits:
+    """Longest waits of a pool, in seconds, and how many requests a member holds."""
+
+    request_s: float
+    """For the answer to one request."""
+    start_s: float
+    """Until a member's process serves."""
+    replace_s: float
+    """Until a replacement serves, its weights included."""
+    num_slots: int
+
+
+@dataclass(kw_only=True)
+class PoolCounts:
+    """What happened since the run began."""
+
+    num_restarts: int = 0
+    num_retries: int = 0
+
+
+class EnginePool:
+    """Owns the members of one role, and the tasks that watch and replace them."""
+
+    def __init__(
+        self,
+        role: str,
+        actors: Sequence[NamedActor],
+        *,
+        create: Callable[[int], NamedActor],
+        limits: PoolLimits,
+        faults: FaultConfig,
+    ) -> None:
+        """
+        Args:
+            create: makes the actor of an index anew; called after the old one is killed.
+        """
+        if not actors:
+            raise ValueError(f"EnginePool {role}: got no actors; expected one or more")
+        self.role = role
+        self.counts = PoolCounts()
+        self._limits = limits
+        self._faults = faults
+        self._create = create
+        self._catch_up: Callable[[], Awaitable[None]] | None = None
+        self._members = [Member(index=i, actor=actor) for i, actor in enumerate(actors)]
+        self._balancer = Balancer(num_slots=limits.num_slots)
+        for member in self._members:
+            self._balancer.add(member.index)
+        self._replacing: set[asyncio.Task[None]] = set()
+        self._failure: Exception | None = None
+        self._came_up = asyncio.Event()
+        self._not_pushing = asyncio.Event()
+        self._not_pushing.set()
+
+    def follow_weights(self, catch_up: Callable[[], Awaitable[None]]) -> None:
+        """From now on a replacement serves only after `catch_up` has brought it the weights."""
+        self._catch_up = catch_up
+
+    @property
+    def actors(self) -> tuple[NamedActor, ...]:
+        """Those that are in its places now."""
+        return tuple(member.actor for member in self._members)
+
+    @property
+    def up(self) -> tuple[Member, ...]:
+        """Members whose process is up: those that serve, and replacements that wait for weights."""
+        return tuple(member for member in self._members if member.is_up)
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait for a slot."""
+        return self._balancer.num_waiting
+
+    @property
+    def all_serve(self) -> bool:
+        """No member that is up lacks weights."""
+        return all(member.serves for member in self.up)
+
+    async def some_member_up(self, *, timeout_s: float) -> None:
+        """Wait until a member's process is up.
+
+        Raises `RunFailedError` if none will be any more, `ActorTimeoutError` after `timeout_s` seconds.
+        """
+        start = time.monotonic()
+        while not self.up:
+            if self._failure is not None:
+                raise self._failure
+            self._came_up.clear()
+            try:
+                await asyncio.wait_for(self._came_up.wait(), timeout_s)
+            except TimeoutError as error:
+                raise self._too_slow(self._members[0], time.monotonic() - start) from error
+
+    async def start(self) -> None:
+        """Wait until every member serves; once, before the first request. Raises as `call` does."""
+        await asyncio.gather(*(self._start(member) for member in self._members))
+
+    async def _start(self, member: Member) -> None:
+        actor, limit_s = member.actor, self._limits.start_s
+        await locate(actor, timeout_s=limit_s)
+        await call(actor.handle.start.remote(), actor=actor.name, method="start", timeout_s=limit_s)
+
+    @asynccontextmanager
+    async def watched(self) -> AsyncIterator[None]:
+        """Ask every member from time to time whether it is well, while the block runs; ends all tasks."""
+        watching = asyncio.create_task(self._watch())
+        try:
+            yield
+        finally:
+            for task in (watching, *self._replacing):
+                task.cancel()
+            await asyncio.wait({watching, *self._replacing})
+
+    async def request(
+        self,
+        method: str,
+        send: Callable[[Any], Any],
+        *,
+        num_tokens: int,
+        fault: Callable[[Any], RejectReason] | None = None,
+    ) -> Any:  # noqa: ANN401 - what a handle's method returns is known to whoever sends it
+        """The answer of some member.
+
+        Args:
+            send: starts the call on an actor's handle; called once an attempt.
+            num_tokens: about as many as the request costs.
+            fault: what is wrong with an answer; one that is still wrong at the last attempt is returned.
+
+        Raises what ended the last attempt, or the reason why there is no member left.
+        """
+        for num_left in reversed(range(self._faults.max_attempts)):
+            member = self._members[await self._balancer.acquire(num_tokens)]
+            life = member.life
+            try:
+                answer = await self._call(member, method, send)
+            except Exception as error:
+                await self._blame(member, error, life=life)
+                if not num_left:
+                    raise
+            else:
+                wrong = RejectReason.NONE if fault is None else fault(answer)
+                if wrong is RejectReason.NONE:
+                    member.num_nonsense = 0
+                    return answer
+                self._note_nonsense(member, self._nonsense(member, method, wrong))
+                if not num_left:
+                    return answer
+            finally:
+                # What a former actor of this place held is forgotten already.
+                if life.number == member.life.number:
+                    self._balancer.release(member.index, num_tokens)
+            self.counts.num_retries += 1
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    async def _call(self, member: Member, method: str, send: Callable[[Any], Any]) -> Any:  # noqa: ANN401
+        """One attempt. `lose` cancels the calling task to end it, which is turned into an error here."""
+        task = asyncio.current_task()
+        assert task is not None  # a coroutine runs in one
+        ref = send(member.actor.handle)
+        member.calls.add(task)
+        try:
+            return await call(ref, actor=member.actor.name, method=method, timeout_s=self._limits.request_s)
+        except asyncio.CancelledError:
+            if task in member.calls or task.uncancel():
+                raise  # it is the caller that is cancelled
+            raise ActorLostError(str(member.lost_because)) from member.lost_because
+        finally:
+            member.calls.discard(task)
+
+    async def _blame(self, member: Member, error: Exception, *, life: Life) -> None:
+        """What an attempt's error says about its member. Raises it if it says nothing."""
+        if life.number != member.life.number:
+            return  # the actor is gone already
+        if isinstance(error, ActorLostError | ActorTimeoutError):
+            self.lose(member, error)
+        elif isinstance(error, EngineFailedError):
+            # An engine that cannot serve has died, unless a push of weights has ended its requests.
+            await self._not_pushing.wait()
+            if member.life == life:
+                self.lose(member, error)
+        elif isinstance(error, TrdRayError | ValueError):
+            raise error  # the request is at fault, at every member
+        else:
+            self._note_nonsense(member, error)
+
+    def _nonsense(self, member: Member, method: str, reason: RejectReason) -> RunFailedError:
+        return RunFailedError(
+            describe(
+                "an engine answers nonsense",
+                where=f"{member.actor.name}.{method}",
+                got=f"{reason.value}, {member.num_nonsense + 1} times in a row",
+                expected="finite logprobs of as many tokens as were asked for at most",
+                remedy=f"see the log of {member.actor.name}",
+            )
+        )
+
+    def _note_nonsense(self, member: Member, error: Exception) -> None:
+        member.num_nonsense += 1
+        log.warning("%s: %s", member.actor.name, first_line(error))
+        if member.num_nonsense >= self._faults.max_nonsense:
+            self.lose(member, error)
+
+    @asynccontextmanager
+    async def pushing(self) -> AsyncIterator[None]:
+        """Weights are pushed to the members while the block runs."""
+        self._not_pushing.clear()
+        try:
+            yield
+        finally:
+            for member in self._members:
+                member.life = replace(member.life, num_pushes=member.life.num_pushes + 1)
+            self._not_pushing.set()
+
+    def has_weights(self, members: Sequence[Member]) -> None:
+        """These hold what the learner sent: replacements among them serve from now on."""
+        for member in members:
+            if member.is_up and not member.serves:
+                member.serves = True
+                self._balancer.add(member.index)
+
+    def lose(self, member: Member, error: Exception) -> None:
+        """A member is dead or as good as dead: its requests go elsewhere, and it is replaced."""
+        if not member.is_up:
+            return
+        member.is_up = member.serves = False
+        member.lost_because = error
+        self._balancer.remove(member.index)
+        while member.calls:
+            member.calls.pop().cancel()
+        self._replace_or_fail(member, error)
+
+    def _replace_or_fail(self, member: Member, error: Exception) -> None:
+        if self.counts.num_restarts >= self._faults.max_restarts:
+            self._fail(self._too_many(member, error))
+            return
+        self.counts.num_restarts += 1
+        log.warning(
+            "%s is replaced (%d of %d): %s",
+            member.actor.name,
+            self.counts.num_restarts,
+            self._faults.max_restarts,
+            first_line(error),
+        )
+        task = asyncio.create_task(self._replace(member))
+        self._replacing.add(task)
+        task.add_done_callback(self._replacing.discard)
+
+    def _fail(self, error: Exception) -> None:
+        """No member will come back: whoever waits for one gets the error."""
+        self._failure = error
+        self._balancer.close(error)
+        self._came_up.set()
+
+    def _too_many(self, member: Member, error: Exception) -> RunFailedError:
+        return RunFailedError(
+            describe(
+                f"a {self.role} failed once more than is put up with",
+                where=member.actor.name,
+                got=f"{self.counts.num_restarts} restarts of {self.role}s in this run, then: {error}",
+                expected=f"at most {self._faults.max_restarts} (faults.max_restarts)",
+                remedy=f"see the log of {member.actor.name}; then --resume, which starts counting anew",
+            )
+        )
+
+    async def _replace(self, member: Member) -> None:
+        start = time.monotonic()
+        try:
+            async with asyncio.timeout(self._limits.replace_s):
+                await self._bring_up(member)
+        except TrdRayError as error:
+            member.is_up = False
+            self._replace_or_fail(member, error)
+        except TimeoutError:
+            member.is_up = False
+            self._replace_or_fail(member, self._too_slow(member, time.monotonic() - start))
+        except Exception as error:  # noqa: BLE001 - nobody awaits this task: whoever waits for a member gets it
+            self._fail(error)
+        else:
+            log.warning("%s serves again after %.1f s", member.actor.name, time.monotonic() - start)
+
+    async def _bring_up(self, member: Member) -> None:
+        await kill(member.actor)
+        member.actor = self._create(member.index)
+        await self._start(member)
+        member.reborn()
+        self._came_up.set()
+        if self._catch_up is None:
+            self.has_weights([member])
+        else:
+            await self._catch_up()
+
+    def _too_slow(self, member: Member, elapsed_s: float) -> ActorTimeoutError:
+        return ActorTimeoutError(
+            describe(
+                "a replacement took too long",
+                where=f"{member.actor.name}: start and weights",
+                got=f"not ready after {elapsed_s:.0f} s",
+                expected=f"ready within {self._limits.replace_s:.0f} s",
+                remedy=f"see the log of {member.actor.name}; raise timeouts.start_s if it is only slow",
+            )
+        )
+
+    async def _watch(self) -> None:
+        """Consumes: time. Produces: lost members. Waits for: their answers, each within its limit."""
+        while True:
+            await asyncio.sleep(self._faults.heartbeat_s)
+            await asyncio.gather(*(self._ping(member) for member in self._members if member.serves))
+
+    async def _ping(self, member: Member) -> None:
+        life = member.life
+        try:
+            await call(
+                member.actor.handle.ping.remote(),
+                actor=member.actor.name,
+                method="ping",
+                timeout_s=self._faults.heartbeat_timeout_s,
+            )
+        except Exception as error:  # noqa: BLE001 - whatever an engine raises costs an attempt; see _blame
+            await self._blame(member, error, life=life)
