@@ -53,20 +53,14 @@ class StepCollector:
         """What was added and not yet part of a step."""
         return tuple(trajectory for unit in self._units.values() for trajectory in unit)
 
-    @property
-    def num_missing(self) -> int:
-        """Trajectories after which a step could be whole; 0 if one may be."""
-        whole = sum(len(unit) == self._unit_size for unit in self._units.values())
-        return max(0, self._units_per_step - whole) * self._unit_size
-
     def add(self, trajectories: Sequence[Trajectory]) -> None:
         """In order of arrival."""
         for trajectory in trajectories:
             self._units.setdefault(self._unit(trajectory), []).append(trajectory)
 
     def collect(self, *, learner_version: int) -> Collected:
-        """The oldest whole units of one step, if there are enough that are fresh; what is over-stale is
-        taken out at once either way.
+        """The whole units of one step, oldest weights first, if there are enough that are fresh; what is
+        over-stale is taken out at once either way.
 
         Args:
             learner_version: completed optimizer steps of the learner that will consume them.
@@ -76,6 +70,8 @@ class StepCollector:
             if any(self._is_stale(t, learner_version) for t in self._units[key]):
                 self._take_out(self._units.pop(key), done)
         fresh = [key for key, unit in self._units.items() if len(unit) == self._unit_size]
+        # The oldest first: it is the next to be too old. In order of arrival among those of one version.
+        fresh.sort(key=lambda key: _oldest_version(self._units[key], learner_version))
         if len(fresh) >= self._units_per_step:
             for key in fresh[: self._units_per_step]:
                 done.whole += self._units.pop(key)
@@ -102,3 +98,7 @@ class StepCollector:
     def _unit(self, trajectory: Trajectory) -> PromptKey:
         prompt_id, epoch, sample_index = prompt_key(trajectory.prompt)
         return prompt_id, epoch, sample_index if self._unit_size == 1 else 0
+
+
+def _oldest_version(unit: list[Trajectory], learner_version: int) -> int:
+    return min(learner_version - staleness(t, learner_version=learner_version) for t in unit)

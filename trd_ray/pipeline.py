@@ -227,7 +227,7 @@ class Pipeline:
                 return collected.trajectories + dropped
             if len(dropped) > most_dropped:
                 raise RunFailedError(self._too_stale(len(dropped)))
-            self._collector.add(await self._buffer.take(max(1, self._collector.num_missing)))
+            self._collector.add(await self._buffer.take(max(1, len(self._buffer))))
 
     def _draw_further(self, num_trajectories: int) -> None:
         if num_trajectories:

@@ -31,7 +31,6 @@ def names(trajectories) -> list[str]:
 def test_the_first_to_arrive_make_the_step_and_the_rest_waits():
     held = collector()
     held.add([made("a")])
-    assert held.num_missing == 1
     assert held.collect(learner_version=0).trajectories == ()
     held.add([made("b"), made("c")])
     assert names(held.collect(learner_version=0).trajectories) == ["a", "b"]
@@ -59,7 +58,7 @@ def test_over_stale_prompts_are_given_back_to_be_made_anew():
     held.add([made("old"), made("a", version=5)])
     got = held.collect(learner_version=5)
     assert [p.problem.prompt_id for p in got.refreshed] == ["old"]
-    assert (got.dropped, held.num_missing) == ((), 1)
+    assert (got.dropped, names(held.held)) == ((), ["a"])
 
 
 def test_staleness_of_exactly_the_bound_is_fresh():
@@ -68,11 +67,17 @@ def test_staleness_of_exactly_the_bound_is_fresh():
     assert names(held.collect(learner_version=2).trajectories) == ["a"]
 
 
+def test_what_is_next_to_be_too_old_is_learnt_from_first():
+    held = collector()
+    held.add([made("a", version=3), made("b", version=2), made("c", version=3), made("d", version=2)])
+    assert names(held.collect(learner_version=3).trajectories) == ["b", "d"]
+    assert names(held.held) == ["a", "c"]
+
+
 def test_rollouts_that_are_compared_come_together_whatever_their_order():
     held = collector(unit_size=2, units=1)
     held.add([made("a", 0), made("b", 0), made("b", 1)])
     assert names(held.collect(learner_version=0).trajectories) == ["b", "b"]
-    assert held.num_missing == 2
     held.add([made("a", 1)])
     assert names(held.collect(learner_version=0).trajectories) == ["a", "a"]
 
