@@ -200,7 +200,7 @@ class Pipeline:
     async def _finish_step(self, trajectories: tuple[Trajectory, ...]) -> None:
         """Learn, push, record."""
         step = self._state.learner_step + 1
-        self._recorder.trajectories(trajectories, learner_step=step)
+        await self._recorder.trajectories(trajectories, learner_step=step)
         consumed = tuple(t for t in trajectories if t.outcome is Outcome.CONSUMED)
         await self._refuse_empty_step(trajectories, consumed)
         batch = step_batch(
