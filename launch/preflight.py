@@ -8,7 +8,7 @@ import socket
 
 import psutil
 
-from actors.placement import GIB, actor_requests, total_request
+from actors.placement import GIB, ActorRequest, actor_requests, total_request
 from trd_ray.assembly import RunInputs, max_student_prompt, read_inputs
 from trd_ray.chat import check_chat_template
 from trd_ray.config import TrdConfig
@@ -17,7 +17,8 @@ from trd_ray.models import ModelFacts, model_facts
 from trd_ray.tasks.registry import load_task
 from trd_ray.types import Problem, TrajectorySource
 
-_REAL_STACK = ("ray", "vllm", "deepspeed")
+REAL_STACK = ("ray", "vllm", "deepspeed")
+"""Packages of a run that is not `--no-ray`."""
 _TASK_PACKAGES = {"math": ("math_verify",)}
 
 
@@ -45,9 +46,9 @@ def check_without_inputs(
 
 
 def _check_machine(config: TrdConfig, *, no_ray: bool) -> None:
-    check_packages((*(() if no_ray else _REAL_STACK), *_TASK_PACKAGES.get(config.data.task, ())))
+    check_packages((*(() if no_ray else REAL_STACK), *_TASK_PACKAGES.get(config.data.task, ())))
     if not no_ray:
-        check_resources(config)
+        check_resources(config, actor_requests(config))
         check_ports(config)
 
 
@@ -73,11 +74,10 @@ def check_packages(needed: tuple[str, ...]) -> None:
         )
 
 
-def check_resources(config: TrdConfig) -> None:
+def check_resources(config: TrdConfig, requests: tuple[ActorRequest, ...]) -> None:
     """A private cluster has this machine's cores; more than those can never be placed."""
     if config.ray.address != "local":
         return
-    requests = actor_requests(config)
     asked = total_request(requests)
     cores = config.ray.num_cpus or len(os.sched_getaffinity(0))
     memory_gib = psutil.virtual_memory().total / GIB

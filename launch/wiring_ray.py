@@ -29,6 +29,7 @@ from actors.weight_sync import PushGroup, RayWeightSync
 from trd_ray.assembly import Roles, RunInputs
 from trd_ray.config import EngineConfig, TrdConfig
 from trd_ray.errors import ActorTimeoutError, PlacementError, RunFailedError, describe
+from trd_ray.replay_plan import ModelPaths
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ async def ray_run(config: TrdConfig, inputs: RunInputs) -> AsyncIterator[RayRole
 
     Raises `PlacementError`, or what an actor raises while it starts.
     """
-    async with _ray_groups(config, inputs, actor_requests(config)) as groups:
+    async with ray_groups(config, inputs, actor_requests(config)) as groups:
         yield await _connect(config, groups)
 
 
@@ -79,15 +80,19 @@ async def ray_run(config: TrdConfig, inputs: RunInputs) -> AsyncIterator[RayRole
 async def ray_generators(config: TrdConfig, inputs: RunInputs) -> AsyncIterator[RayGenerators]:
     """Only the generators, with the weights of the student's folder: for an evaluation."""
     requests = tuple(r for r in actor_requests(config) if r.name.startswith("generator-"))
-    async with _ray_groups(config, inputs, requests) as groups:
+    async with ray_groups(config, inputs, requests) as groups:
         await _start(groups.generators, timeout_s=config.timeouts.start_s)
         yield _generators(config, groups)
 
 
 @asynccontextmanager
-async def _ray_groups(
-    config: TrdConfig, inputs: RunInputs, requests: tuple[ActorRequest, ...]
+async def ray_groups(
+    config: TrdConfig, inputs: RunInputs | ModelPaths, requests: tuple[ActorRequest, ...]
 ) -> AsyncIterator[RayGroups]:
+    """The actors that `requests` ask for, created but not set up; nothing is left running afterwards.
+
+    Learner ranks need `ModelPaths` only. Raises `PlacementError`.
+    """
     join_cluster(config.ray)
     try:
         _check_meeting_place(config)

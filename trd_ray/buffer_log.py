@@ -103,7 +103,10 @@ class BufferLog:
             raise _write_failed(error, where=self.url) from error
 
     def steps(self) -> tuple[int, ...]:
-        """The learner steps that have a segment, in order; () if there is no folder."""
+        """The learner steps that have a segment, in order; () if there is no folder.
+
+        Raises `DataError` if the folder cannot be read.
+        """
         matches = (_SEGMENT.fullmatch(name) for name in self._names())
         return tuple(sorted(int(match[1]) for match in matches if match))
 
@@ -187,6 +190,14 @@ class BufferLog:
             paths = self._fs.ls(path, detail=False)
         except FileNotFoundError:
             return []
+        except OSError as error:
+            raise DataError(
+                describe(
+                    "the buffer's log cannot be looked into", where="pipeline.log_url",
+                    got=f"{path}: {type(error).__name__}: {error}", expected="a folder that can be read",
+                    remedy="check the path or URL, and its credentials",
+                )
+            ) from error  # fmt: skip
         return [posixpath.basename(str(path).rstrip("/")) for path in paths]
 
     def _rename(self, source: str, target: str) -> None:
