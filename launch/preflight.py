@@ -15,7 +15,7 @@ from trd_ray.config import TrdConfig
 from trd_ray.errors import ConfigError, MissingDependencyError, describe
 from trd_ray.models import ModelFacts, model_facts
 from trd_ray.tasks.registry import load_task
-from trd_ray.types import Problem, TrajectorySource
+from trd_ray.types import Problem
 
 REAL_STACK = ("ray", "vllm", "deepspeed")
 """Packages of a run that is not `--no-ray`."""
@@ -144,7 +144,7 @@ def check_context(config: TrdConfig, *, student: ModelFacts, teacher: ModelFacts
 def check_scored_lengths(config: TrdConfig, *, student: ModelFacts, teacher: ModelFacts) -> None:
     """Prompt and trajectory must fit into the models that score it and learn from it."""
     prompt = max_student_prompt(config)
-    output = _longest_trajectory(config)
+    output = config.max_trajectory_tokens
     for role, facts in (("teacher", teacher), ("student", student)):
         context = facts.context_length
         if prompt + output > context:
@@ -163,7 +163,7 @@ def check_prefill_lengths(config: TrdConfig) -> None:
     """An engine that scores holds prompt, trajectory and one token that it samples and drops."""
     if not (config.method.scores and config.teacher.score.by_engine):
         return
-    longest = max_student_prompt(config) + _longest_trajectory(config) + 1
+    longest = max_student_prompt(config) + config.max_trajectory_tokens + 1
     if longest > config.teacher.engine.max_model_len:
         raise ConfigError(
             describe(
@@ -174,12 +174,6 @@ def check_prefill_lengths(config: TrdConfig) -> None:
                 remedy=f"set teacher.engine.max_model_len={longest}, or teacher.score=hidden",
             )
         )
-
-
-def _longest_trajectory(config: TrdConfig) -> int:
-    """Output tokens of the role that makes the trajectory; a reference solution is as long as it is."""
-    by_teacher = config.method.refines or config.method.trajectory is TrajectorySource.TEACHER
-    return (config.teacher if by_teacher else config.generator).sampling.max_tokens
 
 
 def check_prompt_lengths(inputs: RunInputs) -> None:
