@@ -47,7 +47,10 @@ _BAD_INPUT = (ConfigError, DataError, ModelError, MissingDependencyError)
 
 @app.command()
 def train(
-    config: ConfigArgument,
+    config: Annotated[
+        str | None,
+        typer.Argument(help="A YAML file, for example configs/experiment/trd_opd.yaml; none with --replay"),
+    ] = None,
     overrides: OverridesArgument = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in run.dir.")] = False,
     no_ray: Annotated[
@@ -56,17 +59,45 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check and show everything, start nothing.")
     ] = False,
+    replay: Annotated[
+        Path | None,
+        typer.Option(
+            "--replay",
+            help="Train the learner again on what the run in this folder trained on, without generators and "
+            "teachers; needs run.dir=NEW_FOLDER, takes learner.* and the loss.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Train a student; write a run folder with metrics, trajectories, checkpoints and a report."""
     from launch.dry_run import show_plan
     from launch.train import train as run_training
     from trd_ray.config_loader import load_config
 
-    loaded = load_config(config, overrides or [])
+    if replay is not None:
+        from launch.replay import replay as run_replay
+
+        given = _replay_overrides(config, overrides or [], resume=resume)
+        raise typer.Exit(run_replay(replay, given, no_ray=no_ray, dry_run=dry_run))
+    if config is None:
+        raise typer.BadParameter("it is missing", param_hint="'CONFIG'")
+    loaded = load_config(Path(config), overrides or [])
     if dry_run:
         show_plan(loaded, no_ray=no_ray)
         return
     raise typer.Exit(run_training(loaded, resume=resume, no_ray=no_ray))
+
+
+def _replay_overrides(config: str | None, overrides: list[str], *, resume: bool) -> list[str]:
+    """Without a configuration file the first override stands in its place."""
+    if resume:
+        raise typer.BadParameter("a replay starts anew each time", param_hint="'--replay' with '--resume'")
+    if config is not None and "=" not in config:
+        raise typer.BadParameter(
+            f"a replay has the configuration of its run; give key.path=value in place of {config}",
+            param_hint="'CONFIG' with '--replay'",
+        )
+    return [*([] if config is None else [config]), *overrides]
 
 
 @app.command(name="eval")

@@ -8,16 +8,17 @@ import socket
 
 import psutil
 
-from actors.placement import GIB, actor_requests, total_request
+from actors.placement import GIB, ActorRequest, actor_requests, total_request
 from trd_ray.assembly import RunInputs, max_student_prompt, read_inputs
 from trd_ray.chat import check_chat_template
 from trd_ray.config import TrdConfig
 from trd_ray.errors import ConfigError, MissingDependencyError, describe
 from trd_ray.models import ModelFacts, model_facts
 from trd_ray.tasks.registry import load_task
-from trd_ray.types import Problem, TrajectorySource
+from trd_ray.types import Problem
 
-_REAL_STACK = ("ray", "vllm", "deepspeed")
+REAL_STACK = ("ray", "vllm", "deepspeed")
+"""Packages of a run that is not `--no-ray`."""
 _TASK_PACKAGES = {"math": ("math_verify",)}
 
 
@@ -45,9 +46,9 @@ def check_without_inputs(
 
 
 def _check_machine(config: TrdConfig, *, no_ray: bool) -> None:
-    check_packages((*(() if no_ray else _REAL_STACK), *_TASK_PACKAGES.get(config.data.task, ())))
+    check_packages((*(() if no_ray else REAL_STACK), *_TASK_PACKAGES.get(config.data.task, ())))
     if not no_ray:
-        check_resources(config)
+        check_resources(config, actor_requests(config))
         check_ports(config)
 
 
@@ -73,11 +74,10 @@ def check_packages(needed: tuple[str, ...]) -> None:
         )
 
 
-def check_resources(config: TrdConfig) -> None:
+def check_resources(config: TrdConfig, requests: tuple[ActorRequest, ...]) -> None:
     """A private cluster has this machine's cores; more than those can never be placed."""
     if config.ray.address != "local":
         return
-    requests = actor_requests(config)
     asked = total_request(requests)
     cores = config.ray.num_cpus or len(os.sched_getaffinity(0))
     memory_gib = psutil.virtual_memory().total / GIB
@@ -144,7 +144,7 @@ def check_context(config: TrdConfig, *, student: ModelFacts, teacher: ModelFacts
 def check_scored_lengths(config: TrdConfig, *, student: ModelFacts, teacher: ModelFacts) -> None:
     """Prompt and trajectory must fit into the models that score it and learn from it."""
     prompt = max_student_prompt(config)
-    output = _longest_trajectory(config)
+    output = config.max_trajectory_tokens
     for role, facts in (("teacher", teacher), ("student", student)):
         context = facts.context_length
         if prompt + output > context:
@@ -163,7 +163,7 @@ def check_prefill_lengths(config: TrdConfig) -> None:
     """An engine that scores holds prompt, trajectory and one token that it samples and drops."""
     if not (config.method.scores and config.teacher.score.by_engine):
         return
-    longest = max_student_prompt(config) + _longest_trajectory(config) + 1
+    longest = max_student_prompt(config) + config.max_trajectory_tokens + 1
     if longest > config.teacher.engine.max_model_len:
         raise ConfigError(
             describe(
@@ -174,12 +174,6 @@ def check_prefill_lengths(config: TrdConfig) -> None:
                 remedy=f"set teacher.engine.max_model_len={longest}, or teacher.score=hidden",
             )
         )
-
-
-def _longest_trajectory(config: TrdConfig) -> int:
-    """Output tokens of the role that makes the trajectory; a reference solution is as long as it is."""
-    by_teacher = config.method.refines or config.method.trajectory is TrajectorySource.TEACHER
-    return (config.teacher if by_teacher else config.generator).sampling.max_tokens
 
 
 def check_prompt_lengths(inputs: RunInputs) -> None:

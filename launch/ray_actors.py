@@ -16,6 +16,7 @@ from actors.placement import ActorRequest
 from actors.teacher import ScorerOptions, TeacherActor
 from trd_ray.assembly import RunInputs
 from trd_ray.config import EngineConfig, TrdConfig
+from trd_ray.replay_plan import ModelPaths
 
 # More than a step ever has in flight; the pipeline bounds the number of requests, not the actor.
 _CONCURRENT_CALLS = 100_000
@@ -27,7 +28,7 @@ class ActorMaker:
     def __init__(
         self,
         config: TrdConfig,
-        inputs: RunInputs,
+        inputs: RunInputs | ModelPaths,
         requests: tuple[ActorRequest, ...],
         placement: PlacementGroup,
     ) -> None:
@@ -123,7 +124,7 @@ def engine_options(
     )
 
 
-def _generator_engine(config: TrdConfig, inputs: RunInputs, *, index: int) -> EngineOptions:
+def _generator_engine(config: TrdConfig, inputs: RunInputs | ModelPaths, *, index: int) -> EngineOptions:
     return engine_options(
         config.generator.engine,
         model=str(inputs.student_path.resolve()),
@@ -132,7 +133,7 @@ def _generator_engine(config: TrdConfig, inputs: RunInputs, *, index: int) -> En
     )
 
 
-def _teacher_engine(config: TrdConfig, inputs: RunInputs, *, index: int) -> EngineOptions | None:
+def _teacher_engine(config: TrdConfig, inputs: RunInputs | ModelPaths, *, index: int) -> EngineOptions | None:
     if not config.teacher_engine:
         return None
     return engine_options(

@@ -5,11 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from typing import Self
-
-from trd_ray.pipeline import Pipeline
+from typing import Protocol, Self
 
 log = logging.getLogger(__name__)
+
+
+class Stoppable(Protocol):
+    """A run, or a replay of one."""
+
+    def request_stop(self) -> None:
+        """End with a checkpoint, after the step in hand at the latest."""
+        ...
 
 
 class Signals:
@@ -24,10 +30,10 @@ class Signals:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._main = asyncio.current_task()
-        self._pipeline: Pipeline | None = None
+        self._pipeline: Stoppable | None = None
         self._asked = False
 
-    def hand_over(self, pipeline: Pipeline) -> None:
+    def hand_over(self, pipeline: Stoppable) -> None:
         """From now on there is a pipeline to ask."""
         self._pipeline = pipeline
 

@@ -15,8 +15,10 @@ from launch.preflight import check_run
 from launch.progress import Progress, closing_table
 from launch.signals import Signals
 from trd_ray.assembly import Roles, RunInputs, build_pipeline
+from trd_ray.buffer_log import run_log
 from trd_ray.config import TrdConfig
 from trd_ray.config_loader import dump_config
+from trd_ray.errors import ConfigError, describe
 from trd_ray.metrics import MetricsWriter, read_evals, read_metrics
 from trd_ray.observer import Observers
 from trd_ray.pipeline import RunResult
@@ -43,7 +45,12 @@ def train(config: TrdConfig, *, resume: bool, no_ray: bool) -> int:
     """
     inputs = check_run(config, no_ray=no_ray)
     show(f"method: {config.method.sentence()}")
-    folder = RunFolder.open(config.run.dir) if resume else RunFolder.create(config.run.dir)
+    if resume:
+        folder = RunFolder.open(config.run.dir)
+        _require_run(folder)
+    else:
+        run_log(config.pipeline, RunFolder(config.run.dir)).require_empty()
+        folder = RunFolder.create(config.run.dir)
     with folder.locked():
         start = _resume(folder, config) if resume else _Start(folder=folder, checkpoint=None, first_step=1)
         folder.config.write_text(dump_config(config), encoding="utf-8")
@@ -52,14 +59,25 @@ def train(config: TrdConfig, *, resume: bool, no_ray: bool) -> int:
     return 1 if result.interrupted else 0
 
 
+def _require_run(folder: RunFolder) -> None:
+    if folder.replay.exists():
+        raise ConfigError(
+            describe(
+                "the folder holds a replay, which cannot be resumed", where="run.dir", got=folder.path,
+                expected="the folder of a run", remedy="replay again with --replay and another run.dir",
+            )
+        )  # fmt: skip
+
+
 def _resume(folder: RunFolder, config: TrdConfig) -> _Start:
     """Take out of the run what came after its last checkpoint; without one, everything."""
     check_same_run(folder.config, config)
     checkpoint = folder.latest_checkpoint()
+    last_step = -1 if checkpoint is None else checkpoint.learner_step
+    folder.rewind(last_step)
+    run_log(config.pipeline, folder).rewind(last_step)
     if checkpoint is None:
-        folder.rewind(-1)
         return _Start(folder=folder, checkpoint=None, first_step=1)
-    folder.rewind(checkpoint.learner_step)
     return _Start(folder=folder, checkpoint=checkpoint.path, first_step=checkpoint.learner_step + 1)
 
 

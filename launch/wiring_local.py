@@ -14,27 +14,38 @@ from trd_ray.local.engine import LocalEngine, LocalGenerator, LocalTeacher
 from trd_ray.local.learner import LocalLearner
 from trd_ray.local.weight_sync import LocalWeightSync
 from trd_ray.models import load_student, torch_dtype
+from trd_ray.replay_plan import ModelPaths
 from trd_ray.scoring import AsyncScorer, HiddenScorer
 
 
 @asynccontextmanager
 async def local_roles(config: TrdConfig, inputs: RunInputs) -> AsyncIterator[Roles]:
     """The roles of a run; the generator samples from the learner's own module."""
-    learner = LocalLearner(
-        config.learner,
-        method=config.method,
-        score=config.teacher.score,
-        student=inputs.student_path,
-        teacher=inputs.teacher_path,
-        num_steps=config.run.num_steps,
-        seed=config.run.seed,
-    )
+    learner = _load_learner(config, inputs)
     generator = load_generator(config, inputs, learner.module.model)
     yield Roles(
         generator=LocalGenerator(generator),
         teacher=_teacher(config, inputs, learner),
         learner=learner,
         weight_sync=LocalWeightSync(learner, generator),
+    )
+
+
+@asynccontextmanager
+async def local_learner(config: TrdConfig, models: ModelPaths) -> AsyncIterator[LocalLearner]:
+    """The learner alone, for a replay."""
+    yield _load_learner(config, models)
+
+
+def _load_learner(config: TrdConfig, models: RunInputs | ModelPaths) -> LocalLearner:
+    return LocalLearner(
+        config.learner,
+        method=config.method,
+        score=config.teacher.score,
+        student=models.student_path,
+        teacher=models.teacher_path,
+        num_steps=config.run.num_steps,
+        seed=config.run.seed,
     )
 
 

@@ -23,9 +23,11 @@ from actors.pool import EnginePool, PoolLimits
 from actors.weight_sync import PushGroup, RayWeightSync
 from launch.ray_actors import ActorMaker
 from trd_ray.assembly import Roles, RunInputs
+from trd_ray.buffer_log import run_log
 from trd_ray.config import EngineConfig, TrdConfig
 from trd_ray.errors import ActorTimeoutError, PlacementError, RunFailedError, describe
 from trd_ray.recovery import Past, RecoveringLearner
+from trd_ray.replay_plan import ModelPaths
 from trd_ray.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -41,7 +43,7 @@ class RayGroups:
     """The groups of a run's actors."""
 
     learner: RayLearner | None
-    generators: EnginePool
+    generators: EnginePool | None
     teachers: EnginePool | None
 
     @property
@@ -73,7 +75,7 @@ async def ray_run(config: TrdConfig, inputs: RunInputs, folder: RunFolder) -> As
 
     Raises `PlacementError`, or what an actor raises while it starts.
     """
-    async with _ray_groups(config, inputs, actor_requests(config)) as groups, AsyncExitStack() as watching:
+    async with ray_groups(config, inputs, actor_requests(config)) as groups, AsyncExitStack() as watching:
         roles = await _connect(config, groups, folder)
         for pool in (groups.generators, groups.teachers):
             if pool is not None:
@@ -85,16 +87,22 @@ async def ray_run(config: TrdConfig, inputs: RunInputs, folder: RunFolder) -> As
 async def ray_generators(config: TrdConfig, inputs: RunInputs) -> AsyncIterator[RayGenerators]:
     """Only the generators, with the weights of the student's folder: for an evaluation."""
     requests = tuple(r for r in actor_requests(config) if r.name.startswith("generator-"))
-    async with _ray_groups(config, inputs, requests) as groups:
-        await groups.generators.start()
-        async with groups.generators.watched():
-            yield RayGenerators(groups.generators)
+    async with ray_groups(config, inputs, requests) as groups:
+        generators = groups.generators
+        assert generators is not None  # they are what is asked for
+        await generators.start()
+        async with generators.watched():
+            yield RayGenerators(generators)
 
 
 @asynccontextmanager
-async def _ray_groups(
-    config: TrdConfig, inputs: RunInputs, requests: tuple[ActorRequest, ...]
+async def ray_groups(
+    config: TrdConfig, inputs: RunInputs | ModelPaths, requests: tuple[ActorRequest, ...]
 ) -> AsyncIterator[RayGroups]:
+    """The actors that `requests` ask for, created but not set up; nothing is left running afterwards.
+
+    Learner ranks need `ModelPaths` only. Raises `PlacementError`.
+    """
     join_cluster(config.ray)
     try:
         _check_meeting_place(config)
@@ -128,7 +136,7 @@ def _check_meeting_place(config: TrdConfig) -> None:
 
 
 def _groups(config: TrdConfig, maker: ActorMaker) -> RayGroups:
-    ranks, teachers = maker.of_role("learner"), maker.of_role("teacher")
+    ranks = maker.of_role("learner")
     learner = RayLearner(
         ranks,
         create=maker.maker("learner"),
@@ -139,15 +147,17 @@ def _groups(config: TrdConfig, maker: ActorMaker) -> RayGroups:
     return RayGroups(
         learner=learner if ranks else None,
         generators=_pool(config, "generator", maker, config.generator.engine),
-        teachers=_pool(config, "teacher", maker, config.teacher.engine) if teachers else None,
+        teachers=_pool(config, "teacher", maker, config.teacher.engine),
     )
 
 
-def _pool(config: TrdConfig, role: str, maker: ActorMaker, engine: EngineConfig) -> EnginePool:
-    limits = config.timeouts
+def _pool(config: TrdConfig, role: str, maker: ActorMaker, engine: EngineConfig) -> EnginePool | None:
+    actors, limits = maker.of_role(role), config.timeouts
+    if not actors:
+        return None
     return EnginePool(
         role,
-        maker.of_role(role),
+        actors,
         create=maker.maker(role),
         limits=PoolLimits(
             request_s=limits.generate_s,
@@ -162,36 +172,45 @@ def _pool(config: TrdConfig, role: str, maker: ActorMaker, engine: EngineConfig)
 
 async def _connect(config: TrdConfig, groups: RayGroups, folder: RunFolder) -> Roles:
     """Wait until every actor serves, then bring learner and engines together."""
-    learner, pools = groups.learner, [p for p in (groups.generators, groups.teachers) if p is not None]
-    assert learner is not None  # a run has one
-    await asyncio.gather(learner.setup(), *(pool.start() for pool in pools))
+    learner, generators, teachers = groups.learner, groups.generators, groups.teachers
+    assert learner is not None and generators is not None  # a run has both
+    await asyncio.gather(
+        learner.setup(), generators.start(), *([] if teachers is None else [teachers.start()])
+    )
     recovering = RecoveringLearner(
         learner,
-        _weight_sync(config, groups, learner),
+        _weight_sync(config, learner, generators, teachers),
         restart=learner.restart,
-        past=Past(folder=folder, steps=None, method=config.method, learner=config.learner),
+        past=Past(
+            folder=folder,
+            steps=run_log(config.pipeline, folder) if config.pipeline.log_targets else None,
+            method=config.method,
+            learner=config.learner,
+        ),
         max_restarts=config.faults.max_restarts,
     )
-    groups.generators.follow_weights(recovering.catch_up)
-    if config.pushes_teacher and groups.teachers is not None:
-        groups.teachers.follow_weights(recovering.catch_up)
+    generators.follow_weights(recovering.catch_up)
+    if config.pushes_teacher and teachers is not None:
+        teachers.follow_weights(recovering.catch_up)
     return Roles(
-        generator=RayGenerators(groups.generators),
-        teacher=RayTeachers(groups.teachers),
+        generator=RayGenerators(generators),
+        teacher=RayTeachers(teachers),
         learner=recovering,
         weight_sync=recovering,
     )
 
 
-def _weight_sync(config: TrdConfig, groups: RayGroups, learner: RayLearner) -> RayWeightSync:
-    teachers = None
-    if config.pushes_teacher and groups.teachers is not None:
-        teachers = _push_group(Which.TEACHER, groups.teachers, config.teacher.engine)
+def _weight_sync(
+    config: TrdConfig, learner: RayLearner, generators: EnginePool, teachers: EnginePool | None
+) -> RayWeightSync:
+    followers = None
+    if config.pushes_teacher and teachers is not None:
+        followers = _push_group(Which.TEACHER, teachers, config.teacher.engine)
     return RayWeightSync(
         config.weight_sync,
         learners=lambda: learner.ranks,
-        generators=_push_group(Which.STUDENT, groups.generators, config.generator.engine),
-        teachers=teachers,
+        generators=_push_group(Which.STUDENT, generators, config.generator.engine),
+        teachers=followers,
         timeout_s=config.timeouts.sync_s,
         max_tries=config.faults.max_attempts,
         replace_s=config.timeouts.start_s,

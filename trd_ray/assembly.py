@@ -9,6 +9,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from trd_ray.buffer import TrajectoryBuffer
+from trd_ray.buffer_log import BufferLog, run_log
 from trd_ray.choices import Support
 from trd_ray.config import MethodConfig, TrdConfig
 from trd_ray.data import ProblemStream, load_first_problems, load_problems
@@ -148,9 +149,19 @@ def build_pipeline(
             inputs.stream, inputs.prompts.student, pipeline=config.pipeline, seed=config.run.seed
         ),
         evaluator=build_evaluator(config, generator=roles.generator, inputs=inputs, observer=observer),
-        recorder=Recorder(folder, keep_checkpoints=config.run.keep_checkpoints),
+        recorder=Recorder(
+            folder,
+            keep_checkpoints=config.run.keep_checkpoints,
+            buffer_log=_open_log(config, folder) if config.pipeline.log_targets else None,
+        ),
         observer=observer,
     )
+
+
+def _open_log(config: TrdConfig, folder: RunFolder) -> BufferLog:
+    log = run_log(config.pipeline, folder)
+    log.open_for_writing()
+    return log
 
 
 def _locator(config: TrdConfig, *, roles: Roles, inputs: RunInputs) -> FailureLocator | None:

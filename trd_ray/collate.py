@@ -138,7 +138,7 @@ def collate(
             states of another width.
     """
     for sample in micro_batch:
-        _require_needed(sample, needs)
+        require_needed(sample, needs)
     lengths = [len(sample.response_ids) for sample in micro_batch]
     target_ids = _concatenate([sample.response_ids.astype(np.int64) for sample in micro_batch])
     return MicroBatchTensors(
@@ -217,7 +217,8 @@ def _rollout_logprobs(micro_batch: MicroBatch) -> Tensor:
     return torch.from_numpy(np.concatenate(parts))
 
 
-def _require_needed(sample: TrainingSample, needs: ObjectiveNeeds) -> None:
+def require_needed(sample: TrainingSample, needs: ObjectiveNeeds) -> None:
+    """Raise `ValueError` if a sample lacks what a method needs of it."""
     kinds = {
         TargetKind.NONE: type(None),
         TargetKind.HIDDEN: TeacherHidden,

@@ -724,6 +724,12 @@ class TrdConfig:
         return self.student.model
 
     @property
+    def max_trajectory_tokens(self) -> int:
+        """Output budget of the role that makes the trajectory; a reference solution is as long as it is."""
+        by_teacher = self.method.refines or self.method.trajectory is TrajectorySource.TEACHER
+        return (self.teacher if by_teacher else self.generator).sampling.max_tokens
+
+    @property
     def needs_reference(self) -> bool:
         """Every problem must have a reference solution."""
         return self.method.privileged or self.method.trajectory is TrajectorySource.REFERENCE

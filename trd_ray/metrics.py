@@ -99,7 +99,7 @@ class StepMetrics:
     num_generated_tokens: int
     """Rollouts, refinements, and whatever else the student or the teacher wrote."""
     tokens_per_s: float
-    """Generated tokens per second of the whole step."""
+    """Generated tokens per second of the whole step; of a replay, which generates none, loss tokens."""
     prompts_in: int
     """Prompts in the pipeline during the step: left pending by the one before, and new ones."""
     prompts_pending: int

@@ -32,13 +32,13 @@ from trd_ray.errors import RunFailedError, TrdRayError, describe
 from trd_ray.evaluator import Evaluator
 from trd_ray.feed import PromptFeed
 from trd_ray.interfaces import Learner, WeightSync
-from trd_ray.ledger import PromptLedger
+from trd_ray.ledger import PromptLedger, prompt_key
 from trd_ray.metrics import step_metrics
 from trd_ray.observer import Observer
 from trd_ray.outcomes import Outcome
 from trd_ray.production import Producer
 from trd_ray.production_loop import ProductionLoop
-from trd_ray.recorder import Recorder
+from trd_ray.recorder import Recorder, read_finished
 from trd_ray.rejections import is_broken, require_enough
 from trd_ray.run_state import PendingPrompt, RunState
 from trd_ray.stage_clock import Stage, StageClock
@@ -246,7 +246,7 @@ class Pipeline:
     async def _finish_step(self, trajectories: tuple[Trajectory, ...]) -> None:
         """Learn, push, record."""
         step = self._learner_step + 1
-        self._recorder.trajectories(trajectories, learner_step=step)
+        await self._recorder.trajectories(trajectories, learner_step=step)
         consumed = tuple(t for t in trajectories if t.outcome is Outcome.CONSUMED)
         require_enough(trajectories, self._config.pipeline, learner_step=step)
         batch = step_batch(
@@ -298,7 +298,9 @@ class Pipeline:
         self._observer.on_eval(report)
 
     async def _checkpoint(self) -> None:
-        await self._recorder.checkpoint(self._run_state(), self._learner)
+        # Both at once: production goes on while the learner saves.
+        state, finished = self._run_state(), self._collector.held + self._buffer.held
+        await self._recorder.checkpoint(state, self._learner, finished=finished)
 
     async def _checkpoint_after_failure(self) -> None:
         """What is learnt must not be lost because another role failed. The failure itself is the news, also
@@ -336,10 +338,13 @@ class Pipeline:
         self._feed.restore(state.stream, num_drawn=state.num_drawn)
         self._ledger.restore(state.prompts)
         self._counted = state.prompts
+        finished = read_finished(folder)
+        self._collector.add(finished)
+        is_finished = {prompt_key(trajectory.prompt) for trajectory in finished}
         prompts = tuple(pending.prompt(self._feed) for pending in state.pending)
         for prompt in prompts:
             self._ledger.admit_again(prompt)
-        self._production.again(prompts)
+        self._production.again([p for p in prompts if prompt_key(p) not in is_finished])
 
 
 async def _ended(task: asyncio.Task[Any]) -> None:

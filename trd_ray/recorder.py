@@ -1,10 +1,13 @@
-"""Writes the durable parts of a run that are not metrics: trajectories and checkpoints."""
+"""Writes the durable parts of a run that are not metrics: trajectories, their log, and checkpoints."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
+from trd_ray.buffer_log import BufferLog, read_records, write_records
 from trd_ray.interfaces import Learner
 from trd_ray.run_folder import RunFolder
 from trd_ray.run_state import RunState
@@ -13,24 +16,77 @@ from trd_ray.types import Trajectory
 
 log = logging.getLogger(__name__)
 
+BUFFER_FILE = "buffer.parquet"
+"""In a checkpoint: what was in the buffer."""
+
 
 class Recorder:
-    """Owns trajectories/ and checkpoints/ of one run folder."""
+    """Owns trajectories/ and checkpoints/ of one run folder, and the log of its buffer."""
 
-    def __init__(self, folder: RunFolder, *, keep_checkpoints: int) -> None:
+    def __init__(
+        self, folder: RunFolder, *, keep_checkpoints: int, buffer_log: BufferLog | None = None
+    ) -> None:
+        """`buffer_log` gets what a replay needs, targets included; None keeps none."""
         self._folder = folder
         self._keep_checkpoints = keep_checkpoints
+        self._buffer_log = buffer_log
 
-    def trajectories(self, trajectories: Sequence[Trajectory], *, learner_step: int) -> None:
-        """All trajectories that ended in a step, rejected ones with their reasons."""
+    async def trajectories(self, trajectories: Sequence[Trajectory], *, learner_step: int) -> None:
+        """All trajectories that ended in a step, rejected ones with their reasons, in the order in which
+        the consumed ones make the batch: a replay makes it of the log again.
+
+        On disk when this returns. Files are written in a thread: other work goes on meanwhile.
+        Raises `RunFailedError` if the log cannot be written.
+        """
+        await asyncio.to_thread(self._write, trajectories, learner_step)
+
+    def _write(self, trajectories: Sequence[Trajectory], learner_step: int) -> None:
         write_trajectories(self._folder.trajectories, trajectories, learner_step=learner_step)
+        if self._buffer_log is not None:
+            self._buffer_log.write_step(trajectories, learner_step=learner_step)
 
-    async def checkpoint(self, state: RunState, learner: Learner) -> None:
-        """Write `checkpoints/step_N` whole, or not at all; then delete the oldest ones."""
-        if self._folder.checkpoint(state.learner_step).exists():
-            return
-        with self._folder.writing_checkpoint(state.learner_step) as unfinished:
-            await learner.save(unfinished)
+    async def checkpoint(
+        self, state: RunState, learner: Learner, *, finished: Sequence[Trajectory] = ()
+    ) -> None:
+        """Write `checkpoints/step_N` whole, or not at all; then delete the oldest ones.
+
+        Args:
+            finished: trajectories that are made and not learnt from yet.
+        """
+        await write_checkpoint(
+            self._folder,
+            learner,
+            learner_step=state.learner_step,
+            state=state,
+            finished=finished,
+            keep=self._keep_checkpoints,
+        )
+
+
+async def write_checkpoint(
+    folder: RunFolder,
+    learner: Learner,
+    *,
+    learner_step: int,
+    state: RunState | None,
+    keep: int,
+    finished: Sequence[Trajectory] = (),
+) -> None:
+    """Write `checkpoints/step_N` whole, or not at all, unless it is there; then keep the newest `keep`.
+
+    Without a `state` it holds the learner only, and no run resumes from it.
+    """
+    if folder.checkpoint(learner_step).exists():
+        return
+    with folder.writing_checkpoint(learner_step) as unfinished:
+        await learner.save(unfinished)
+        if state is not None:
             state.write(unfinished)
-        self._folder.prune_checkpoints(keep=self._keep_checkpoints)
-        log.info("checkpoint of step %d written", state.learner_step)
+            await asyncio.to_thread(write_records, unfinished / BUFFER_FILE, finished)
+    folder.prune_checkpoints(keep=keep)
+    log.info("checkpoint of step %d written", learner_step)
+
+
+def read_finished(checkpoint: Path) -> tuple[Trajectory, ...]:
+    """What `checkpoint` was given as `finished`. Raises `DataError` if the file is torn."""
+    return read_records(checkpoint / BUFFER_FILE)

@@ -133,8 +133,9 @@ class RecoveringLearner:
         if checkpoint is not None:
             reached = await self._learner.load(checkpoint.path)
         for step in range(reached + 1, self._version + 1):
+            logged = await asyncio.to_thread(self._logged, step)
             batch = step_batch(
-                [t for t in self._logged(step) if t.outcome is Outcome.CONSUMED],
+                [t for t in logged if t.outcome is Outcome.CONSUMED],
                 learner_step=step,
                 method=self._past.method,
                 learner=self._past.learner,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from trd_ray.config import TrdConfig
@@ -42,23 +44,35 @@ _MAY_CHANGE = (
 )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Difference:
+    """One option that has another value."""
+
+    key: str
+    before: object
+    after: object
+
+    @property
+    def words(self) -> str:
+        """For people."""
+        return f"{self.key}: {_words(self.before)} then, {_words(self.after)} now"
+
+
+def _words(value: object) -> str:
+    return repr(value.value if isinstance(value, StrEnum) else value)
+
+
 def check_same_run(saved: Path, config: TrdConfig) -> None:
     """Compare with the `config.yaml` of the run folder.
 
     Raises `ConfigError` naming each option that differs and must not.
     """
-    before = dict(_leaves(load_config(saved), prefix=""))
-    after = dict(_leaves(config, prefix=""))
-    differing = [key for key in after if before[key] != after[key]]
-    for key in differing:
-        log.warning("resumed with another %s: %r then, %r now", key, before[key], after[key])
-    if "run.num_steps" in differing:
+    differing = differences(load_config(saved), config)
+    for change in differing:
+        log.warning("resumed with another %s: %r then, %r now", change.key, change.before, change.after)
+    if any(change.key == "run.num_steps" for change in differing):
         log.warning("warm-up and cosine follow run.num_steps: the learning rate goes on along the new curve")
-    changed = [
-        f"{key}: {before[key]!r} then, {after[key]!r} now"
-        for key in differing
-        if not key.startswith(_MAY_CHANGE)
-    ]
+    changed = [change.words for change in differing if not change.key.startswith(_MAY_CHANGE)]
     if changed:
         raise ConfigError(
             describe(
@@ -69,6 +83,16 @@ def check_same_run(saved: Path, config: TrdConfig) -> None:
                 remedy="give the options that the run was started with, or start a new run",
             )
         )
+
+
+def differences(before: TrdConfig, after: TrdConfig) -> tuple[Difference, ...]:
+    """The options that differ, in the order of config.py."""
+    old = dict(_leaves(before, prefix=""))
+    return tuple(
+        Difference(key=key, before=old[key], after=value)
+        for key, value in _leaves(after, prefix="")
+        if old[key] != value
+    )
 
 
 def _leaves(value: object, *, prefix: str) -> Iterator[tuple[str, object]]:

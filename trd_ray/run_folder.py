@@ -123,6 +123,16 @@ class RunFolder:
         return self.path / "trajectories"
 
     @property
+    def buffer_log(self) -> Path:
+        """What the learner trained on, if `pipeline.log_url` does not name another place."""
+        return self.path / "buffer_log"
+
+    @property
+    def replay(self) -> Path:
+        """Which run a replay replayed, and with what result; only in the folder of a replay."""
+        return self.path / "replay.json"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

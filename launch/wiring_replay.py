@@ -1,0 +1,27 @@
+"""The learner ranks alone as Ray actors: for a replay, which needs no other role."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from actors.learner_group import RayLearner
+from actors.placement import ActorRequest
+from launch.wiring_ray import ray_groups
+from trd_ray.config import TrdConfig
+from trd_ray.replay_plan import ModelPaths
+
+
+@asynccontextmanager
+async def ray_learner(
+    config: TrdConfig, models: ModelPaths, requests: tuple[ActorRequest, ...]
+) -> AsyncIterator[RayLearner]:
+    """The group of learner ranks that `requests` ask for; nothing is left running afterwards.
+
+    Raises `PlacementError`, or what a rank raises while it starts.
+    """
+    async with ray_groups(config, models, requests) as groups:
+        learner = groups.learner
+        assert learner is not None  # ranks are what is asked for
+        await learner.setup()
+        yield learner
