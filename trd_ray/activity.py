@@ -143,7 +143,10 @@ class ActorActivity:
         listener = watch.listener
         if listener is not None:
             listener.on_actor(self._sums.role, self.name, *self.state_and_label(), now)
-            listener.on_actor(self._sums.role, None, *self._sums.state(), now)
+            of_role = self._sums.state()
+            if of_role != self._sums.told:
+                self._sums.told = of_role
+                listener.on_actor(self._sums.role, None, *of_role, now)
 
 
 class RoleActivity:
@@ -300,6 +303,7 @@ class RoleActivity:
         listener, sums = self._watch.listener, self._roles[role]
         if listener is None or not sums.num_actors:
             return
-        listener.on_actor(role, None, *sums.state(), now)
+        sums.told = sums.state()
+        listener.on_actor(role, None, *sums.told, now)
         for actor in self._of_role[role]:
             listener.on_actor(role, actor.name, *actor.state_and_label(), now)

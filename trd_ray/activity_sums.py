@@ -21,7 +21,10 @@ _ORDER = {stage.value: i for i, stage in enumerate(Stage)}
 
 def stage_label(stages: Iterable[str]) -> str:
     """`refine+score`: in the order of a step, other words after the stages."""
-    return "+".join(sorted(stages, key=lambda stage: (_ORDER.get(stage, len(_ORDER)), stage)))
+    names = list(stages)
+    if len(names) == 1:
+        return names[0]
+    return "+".join(sorted(names, key=lambda stage: (_ORDER.get(stage, len(_ORDER)), stage)))
 
 
 def count_reason(reasons: dict[WaitReason, int], why: WaitReason, change: int) -> None:
@@ -109,7 +112,7 @@ class RoleSums:
 
     __slots__ = (
         "held_sum", "holds", "num", "num_actors", "num_restarts", "queue", "role", "stage_sums", "stages",
-        "sums", "waits",
+        "sums", "told", "waits",
     )  # fmt: skip
 
     def __init__(self, role: Role, queue: Depth) -> None:
@@ -124,6 +127,8 @@ class RoleSums:
         """Holds of the whole role."""
         self.waits: dict[WaitReason, int] = {}
         """Holds of single actors."""
+        self.told: tuple[ActorState, str] | None = None
+        """What the listener was told of the role last."""
         self.restart()
 
     def restart(self) -> None:
