@@ -131,6 +131,10 @@ class RunFolder:
         return self.path / "tensorboard"
 
     @property
+    def trace(self) -> Path:
+        return self.path / "trace.json"
+
+    @property
     def report(self) -> Path:
         return self.path / "report.html"
 
