@@ -17,10 +17,10 @@ from rich.table import Table
 from rich.text import Text
 
 from trd_ray.activity import RoleActivity
-from trd_ray.activity_records import ActorState
+from trd_ray.activity_records import ActorState, Role
 from trd_ray.evaluation import EvalReport
 from trd_ray.metrics import StepMetrics
-from trd_ray.runtime_metrics import WATCHED, RuntimeMetrics
+from trd_ray.runtime_metrics import RuntimeMetrics
 from trd_ray.stage_clock import Stage
 
 MAX_TABLE_ROWS = 20
@@ -140,7 +140,7 @@ class Progress:
         return " ".join(parts) or "starting"
 
     def _runtime_figures(self, m: RuntimeMetrics) -> list[str]:
-        shares = ((role, m.share(role, ActorState.BUSY)) for role in WATCHED)
+        shares = ((role, m.share(role, ActorState.BUSY)) for role in Role)
         busy = " ".join(f"{role} {share:.0%}" for role, share in shares if share is not None)
         figures = [f"busy: {busy}"] if busy else []
         if m.buffer_depth_mean is not None:

@@ -10,7 +10,7 @@ Used from one event loop; not thread-safe.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import TracebackType
 
@@ -181,7 +181,7 @@ class RoleActivity:
         sums.add_actor()
         self._actors[name] = actor
         self._of_role[role].append(actor)
-        self._tell_role(role, self._watch.now())
+        self._tell(role, [actor], self._watch.now())
         return actor
 
     def actor(self, name: str) -> ActorActivity:
@@ -255,8 +255,8 @@ class RoleActivity:
         """Tell `listener` of every change, beginning with how things are now."""
         self._watch.listener = listener
         now = self._watch.now()
-        for role in self._roles:
-            self._tell_role(role, now)
+        for role, actors in self._of_role.items():
+            self._tell(role, actors, now)
         for depth in (*self._queues.values(), self.buffer, self.in_flight):
             listener.on_depth(depth.name, depth.value, now)
 
@@ -296,14 +296,15 @@ class RoleActivity:
         now = self._watch.now()
         sums = self._roles[role]
         if sums.hold(why, change, now - self._watch.start_at) and self._watch.listener is not None:
-            self._tell_role(role, now)
+            # The others are as they were.
+            self._tell(role, [a for a in self._of_role[role] if a.state is ActorState.IDLE], now)
 
-    def _tell_role(self, role: Role, now: float) -> None:
-        """Go through the actors, of which only those without a call are told anything new."""
+    def _tell(self, role: Role, actors: Sequence[ActorActivity], now: float) -> None:
+        """Tell the listener, if there is one, of a role and these actors of it."""
         listener, sums = self._watch.listener, self._roles[role]
         if listener is None or not sums.num_actors:
             return
         sums.told = sums.state()
         listener.on_actor(role, None, *sums.told, now)
-        for actor in self._of_role[role]:
+        for actor in actors:
             listener.on_actor(role, actor.name, *actor.state_and_label(), now)

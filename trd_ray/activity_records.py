@@ -14,7 +14,6 @@ class Role(StrEnum):
     GENERATOR = "generator"
     TEACHER = "teacher"
     LEARNER = "learner"
-    BUFFER = "buffer"
 
 
 class ActorState(StrEnum):

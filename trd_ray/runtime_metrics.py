@@ -10,9 +10,6 @@ from dataclasses import dataclass, fields
 
 from trd_ray.activity_records import ActivityLap, ActorState, Role, Tally
 
-WATCHED = (Role.GENERATOR, Role.TEACHER, Role.LEARNER)
-"""Roles whose time is recorded."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeMetrics:
@@ -69,7 +66,7 @@ class RuntimeMetrics:
             "num_refreshed": lap.counts[Tally.REFRESHED],
             "num_retries": lap.counts[Tally.RETRY],
         }
-        for role in WATCHED:
+        for role in Role:
             if role not in lap.roles:
                 continue
             of_role = lap.roles[role]
@@ -98,11 +95,11 @@ class RuntimeMetrics:
     def scalars(self) -> dict[str, float | None]:
         """By TensorBoard tag: `area/quantity_unit`."""
         tags: dict[str, float | None] = {
-            f"{role}/{state}_share": self.share(role, state) for role in WATCHED for state in ActorState
+            f"{role}/{state}_share": self.share(role, state) for role in Role for state in ActorState
         }
         for role in (Role.GENERATOR, Role.TEACHER):
             tags[f"{role}/queue_mean"] = getattr(self, f"{role}_queue_mean")
-        for role in WATCHED:
+        for role in Role:
             tags[f"faults/num_restarts_{role}"] = getattr(self, f"num_restarts_{role}")
         return tags | {
             "pipeline/buffer_depth_mean": self.buffer_depth_mean,

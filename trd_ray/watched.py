@@ -1,6 +1,6 @@
 """Roles that report to a `RoleActivity` what they do, around those of either wiring.
 
-Learner, weight sync and buffer are one actor each, whatever is behind them. Generators and teachers are
+The learner is one actor, however many ranks it has. Generators and teachers are
 watched here only if each is one object in this process; over Ray, whoever chooses the actor reports.
 """
 
@@ -13,7 +13,7 @@ from trd_ray.activity import RoleActivity
 from trd_ray.activity_records import Role
 from trd_ray.assembly import Roles
 from trd_ray.config import SamplingConfig
-from trd_ray.interfaces import Buffer, Generator, Learner, Teacher, WeightSync
+from trd_ray.interfaces import Generator, Learner, Teacher, WeightSync
 from trd_ray.stage_clock import Stage
 from trd_ray.types import (
     Completion,
@@ -27,10 +27,9 @@ from trd_ray.types import (
     TeacherHidden,
     TopKTargets,
     TrainingBatch,
-    Trajectory,
 )
 
-LEARNER, BUFFER = "learner", "buffer"
+LEARNER = "learner"
 GENERATOR, TEACHER = "generator-0", "teacher-0"
 """In one process."""
 VERIFY, CHECKPOINT = "verify", "checkpoint"
@@ -45,12 +44,10 @@ def watch_roles(roles: Roles, activity: RoleActivity, *, in_process: bool, has_t
         has_teacher: a teacher is asked in this run.
     """
     activity.add(LEARNER, Role.LEARNER)
-    activity.add(BUFFER, Role.BUFFER)
     watched = replace(
         roles,
         learner=WatchedLearner(inner=roles.learner, activity=activity),
         weight_sync=WatchedWeightSync(inner=roles.weight_sync, activity=activity),
-        buffer=WatchedBuffer(inner=roles.buffer, activity=activity),
     )
     if not in_process:
         return watched
@@ -143,30 +140,3 @@ class WatchedWeightSync:
             report = await self.inner.push(policy_version)
         self.activity.mark("push", f"of version {policy_version}")
         return report
-
-
-@dataclass(frozen=True, kw_only=True)
-class WatchedBuffer:
-    """Implements `Buffer`. What is on its way into the buffer counts as in it: a batch may be taken before
-    the news of its last `put` is here."""
-
-    inner: Buffer
-    activity: RoleActivity
-
-    async def put(self, trajectory: Trajectory) -> None:
-        self.activity.buffer.enter()
-        is_in = False
-        try:
-            with self.activity.serving(BUFFER, "put"):
-                await self.inner.put(trajectory)
-            is_in = True
-        finally:
-            if not is_in:
-                self.activity.buffer.leave()
-
-    async def take(self, num: int) -> tuple[Trajectory, ...]:
-        with self.activity.serving(BUFFER, "take"):
-            taken = await self.inner.take(num)
-        # A buffer that a resume has filled may give more than was put.
-        self.activity.buffer.set(max(0, self.activity.buffer.value - len(taken)))
-        return taken

@@ -53,7 +53,6 @@ def test_an_actor_is_busy_while_any_call_of_it_is_outstanding(hand):
     assert lap.roles[Role.TEACHER].busy_by_stage_s == {"refine": 6.0, "score": 12.0}
     assert lap.roles[Role.TEACHER].busy_share == 14.0 / 31.0
     assert parts(lap.roles[Role.GENERATOR]) == (0.0, 0.0, 31.0, 0.0)
-    assert Role.BUFFER not in lap.roles
 
 
 def test_a_role_is_the_mean_of_its_actors(hand):

@@ -194,7 +194,7 @@ def watched(*roles: Role) -> StepMetrics:
 
 
 def test_a_watched_run_has_each_roles_time_beside_the_other_keys():
-    row = watched(Role.GENERATOR, Role.LEARNER, Role.BUFFER).to_json()
+    row = watched(Role.GENERATOR, Role.LEARNER).to_json()
     assert list(row)[: len(KEYS)] == KEYS
     assert "runtime" not in row
     names = ("busy", "waiting", "idle", "down")

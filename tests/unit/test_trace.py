@@ -125,7 +125,7 @@ def test_bubbles_say_why(tmp_path):
     marks = [(e["name"], e["ts"]) for e in events if e["ph"] == "i"]
     assert marks == [("restart generator-2", 5 * second), ("push of version 1", 6 * second)]
     processes = {e["pid"]: e["args"]["name"] for e in events if e["name"] == "process_name"}
-    assert processes == {1: "run", 2: "generator", 3: "teacher", 4: "learner", 5: "buffer"}
+    assert processes == {1: "run", 2: "generator", 3: "teacher", 4: "learner"}
 
 
 def test_short_slices_are_joined_and_short_bubbles_left_out(tmp_path):

@@ -12,7 +12,6 @@ from trd_ray.activity_records import ActorState, Role
 from trd_ray.evaluation import EvalReport
 from trd_ray.metrics import StepMetrics
 from trd_ray.report.svg import NARROW, NORMAL, WIDE, Series, Whiskers, line_chart, stacked_bars
-from trd_ray.runtime_metrics import WATCHED
 from trd_ray.stage_clock import Stage
 
 MAX_POINTS = 240
@@ -229,7 +228,7 @@ def time_panels(steps: Sequence[StepMetrics], *, wide: bool) -> list[Panel]:
 def role_panels(steps: Sequence[StepMetrics]) -> list[Panel]:
     """What each role did with a step's time, in shares; [] if no step was watched."""
     watched: list[tuple[Role, list[Series]]] = []
-    for role in WATCHED:
+    for role in Role:
         series = []
         for state in ActorState:
             xs, ys = group(steps, _share_of(role, state), most=MAX_BARS)
