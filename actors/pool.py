@@ -19,6 +19,8 @@ from typing import Any
 from actors.calls import call
 from actors.engine import EngineFailedError
 from actors.members import Life, Member, NamedActor, first_line, kill, locate
+from trd_ray.activity import RoleActivity
+from trd_ray.activity_records import Role, Tally
 from trd_ray.balancer import Balancer
 from trd_ray.config import FaultConfig
 from trd_ray.errors import ActorLostError, ActorTimeoutError, RunFailedError, TrdRayError, describe
@@ -40,14 +42,6 @@ class PoolLimits:
     num_slots: int
 
 
-@dataclass(kw_only=True)
-class PoolCounts:
-    """What happened since the run began."""
-
-    num_restarts: int = 0
-    num_retries: int = 0
-
-
 class EnginePool:
     """Owns the members of one role, and the tasks that watch and replace them."""
 
@@ -59,23 +53,29 @@ class EnginePool:
         create: Callable[[int], NamedActor],
         limits: PoolLimits,
         faults: FaultConfig,
+        activity: RoleActivity,
     ) -> None:
         """
         Args:
+            role: a `Role`, by its name.
             create: makes the actor of an index anew; called after the old one is killed.
+            activity: is told what each member does.
         """
         if not actors:
             raise ValueError(f"EnginePool {role}: got no actors; expected one or more")
         self.role = role
-        self.counts = PoolCounts()
+        self.num_restarts = 0
         self._limits = limits
         self._faults = faults
         self._create = create
         self._catch_up: Callable[[], Awaitable[None]] | None = None
         self._members = [Member(index=i, actor=actor) for i, actor in enumerate(actors)]
         self._balancer = Balancer(num_slots=limits.num_slots)
+        self._activity = activity
+        self._queue = activity.queue(Role(role))
         for member in self._members:
             self._balancer.add(member.index)
+            activity.add(member.actor.name, Role(role))
         self._replacing: set[asyncio.Task[None]] = set()
         self._failure: Exception | None = None
         self._came_up = asyncio.Event()
@@ -146,6 +146,7 @@ class EnginePool:
         method: str,
         send: Callable[[Any], Any],
         *,
+        stage: str,
         num_tokens: int,
         fault: Callable[[Any], RejectReason] | None = None,
     ) -> Any:  # noqa: ANN401 - what a handle's method returns is known to whoever sends it
@@ -153,16 +154,19 @@ class EnginePool:
 
         Args:
             send: starts the call on an actor's handle; called once an attempt.
+            stage: what the members are busy with meanwhile.
             num_tokens: about as many as the request costs.
             fault: what is wrong with an answer; one that is still wrong at the last attempt is returned.
 
         Raises what ended the last attempt, or the reason why there is no member left.
         """
         for num_left in reversed(range(self._faults.max_attempts)):
-            member = self._members[await self._balancer.acquire(num_tokens)]
+            with self._queue:
+                member = self._members[await self._balancer.acquire(num_tokens)]
             life = member.life
             try:
-                answer = await self._call(member, method, send)
+                with self._activity.serving(member.actor.name, stage):
+                    answer = await self._call(member, method, send)
             except Exception as error:
                 await self._blame(member, error, life=life)
                 if not num_left:
@@ -179,7 +183,7 @@ class EnginePool:
                 # What a former actor of this place held is forgotten already.
                 if life.number == member.life.number:
                     self._balancer.release(member.index, num_tokens)
-            self.counts.num_retries += 1
+            self._activity.count(Tally.RETRY)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     async def _call(self, member: Member, method: str, send: Callable[[Any], Any]) -> Any:  # noqa: ANN401
@@ -260,14 +264,14 @@ class EnginePool:
         self._replace_or_fail(member, error)
 
     def _replace_or_fail(self, member: Member, error: Exception) -> None:
-        if self.counts.num_restarts >= self._faults.max_restarts:
+        if self.num_restarts >= self._faults.max_restarts:
             self._fail(self._too_many(member, error))
             return
-        self.counts.num_restarts += 1
+        self.num_restarts += 1
         log.warning(
             "%s is replaced (%d of %d): %s",
             member.actor.name,
-            self.counts.num_restarts,
+            self.num_restarts,
             self._faults.max_restarts,
             first_line(error),
         )
@@ -286,7 +290,7 @@ class EnginePool:
             describe(
                 f"a {self.role} failed once more than is put up with",
                 where=member.actor.name,
-                got=f"{self.counts.num_restarts} restarts of {self.role}s in this run, then: {error}",
+                got=f"{self.num_restarts} restarts of {self.role}s in this run, then: {error}",
                 expected=f"at most {self._faults.max_restarts} (faults.max_restarts)",
                 remedy=f"see the log of {member.actor.name}; then --resume, which starts counting anew",
             )
@@ -296,7 +300,8 @@ class EnginePool:
         start = time.monotonic()
         try:
             async with asyncio.timeout(self._limits.replace_s):
-                await self._bring_up(member)
+                with self._activity.down(member.actor.name):
+                    await self._bring_up(member)
         except TrdRayError as error:
             member.is_up = False
             self._replace_or_fail(member, error)

@@ -22,6 +22,8 @@ from actors.placement import ActorRequest, actor_requests, reserve
 from actors.pool import EnginePool, PoolLimits
 from actors.weight_sync import PushGroup, RayWeightSync
 from launch.ray_actors import ActorMaker
+from trd_ray.activity import RoleActivity
+from trd_ray.activity_records import LEARNER
 from trd_ray.assembly import Roles, RunInputs
 from trd_ray.buffer_log import run_log
 from trd_ray.config import EngineConfig, TrdConfig
@@ -63,20 +65,27 @@ class RayRoles:
 
 
 @asynccontextmanager
-async def ray_roles(config: TrdConfig, inputs: RunInputs, folder: RunFolder) -> AsyncIterator[Roles]:
+async def ray_roles(
+    config: TrdConfig, inputs: RunInputs, folder: RunFolder, activity: RoleActivity
+) -> AsyncIterator[Roles]:
     """The roles of a run over Ray; nothing is left running afterwards."""
-    async with ray_run(config, inputs, folder) as running:
+    async with ray_run(config, inputs, folder, activity) as running:
         yield running.roles
 
 
 @asynccontextmanager
-async def ray_run(config: TrdConfig, inputs: RunInputs, folder: RunFolder) -> AsyncIterator[RayRoles]:
+async def ray_run(
+    config: TrdConfig, inputs: RunInputs, folder: RunFolder, activity: RoleActivity
+) -> AsyncIterator[RayRoles]:
     """As `ray_roles`, with the groups themselves.
 
     Raises `PlacementError`, or what an actor raises while it starts.
     """
-    async with ray_groups(config, inputs, actor_requests(config)) as groups, AsyncExitStack() as watching:
-        roles = await _connect(config, groups, folder)
+    async with (
+        ray_groups(config, inputs, actor_requests(config), activity) as groups,
+        AsyncExitStack() as watching,
+    ):
+        roles = await _connect(config, groups, folder, activity)
         for pool in (groups.generators, groups.teachers):
             if pool is not None:
                 await watching.enter_async_context(pool.watched())
@@ -87,7 +96,7 @@ async def ray_run(config: TrdConfig, inputs: RunInputs, folder: RunFolder) -> As
 async def ray_generators(config: TrdConfig, inputs: RunInputs) -> AsyncIterator[RayGenerators]:
     """Only the generators, with the weights of the student's folder: for an evaluation."""
     requests = tuple(r for r in actor_requests(config) if r.name.startswith("generator-"))
-    async with ray_groups(config, inputs, requests) as groups:
+    async with ray_groups(config, inputs, requests, RoleActivity()) as groups:
         generators = groups.generators
         assert generators is not None  # they are what is asked for
         await generators.start()
@@ -97,7 +106,10 @@ async def ray_generators(config: TrdConfig, inputs: RunInputs) -> AsyncIterator[
 
 @asynccontextmanager
 async def ray_groups(
-    config: TrdConfig, inputs: RunInputs | ModelPaths, requests: tuple[ActorRequest, ...]
+    config: TrdConfig,
+    inputs: RunInputs | ModelPaths,
+    requests: tuple[ActorRequest, ...],
+    activity: RoleActivity,
 ) -> AsyncIterator[RayGroups]:
     """The actors that `requests` ask for, created but not set up; nothing is left running afterwards.
 
@@ -109,7 +121,7 @@ async def ray_groups(
         log.info("actor logs are in %s", actor_log_folder())
         placement = await reserve(requests, timeout_s=config.timeouts.placement_s)
         try:
-            groups = _groups(config, ActorMaker(config, inputs, requests, placement))
+            groups = _groups(config, ActorMaker(config, inputs, requests, placement), activity)
             try:
                 yield groups
             finally:
@@ -135,7 +147,7 @@ def _check_meeting_place(config: TrdConfig) -> None:
         )
 
 
-def _groups(config: TrdConfig, maker: ActorMaker) -> RayGroups:
+def _groups(config: TrdConfig, maker: ActorMaker, activity: RoleActivity) -> RayGroups:
     ranks = maker.of_role("learner")
     learner = RayLearner(
         ranks,
@@ -146,12 +158,14 @@ def _groups(config: TrdConfig, maker: ActorMaker) -> RayGroups:
     )
     return RayGroups(
         learner=learner if ranks else None,
-        generators=_pool(config, "generator", maker, config.generator.engine),
-        teachers=_pool(config, "teacher", maker, config.teacher.engine),
+        generators=_pool(config, "generator", maker, config.generator.engine, activity),
+        teachers=_pool(config, "teacher", maker, config.teacher.engine, activity),
     )
 
 
-def _pool(config: TrdConfig, role: str, maker: ActorMaker, engine: EngineConfig) -> EnginePool | None:
+def _pool(
+    config: TrdConfig, role: str, maker: ActorMaker, engine: EngineConfig, activity: RoleActivity
+) -> EnginePool | None:
     actors, limits = maker.of_role(role), config.timeouts
     if not actors:
         return None
@@ -167,10 +181,11 @@ def _pool(config: TrdConfig, role: str, maker: ActorMaker, engine: EngineConfig)
             num_slots=_SLOTS_PER_SEQUENCE * engine.max_num_seqs,
         ),
         faults=config.faults,
+        activity=activity,
     )
 
 
-async def _connect(config: TrdConfig, groups: RayGroups, folder: RunFolder) -> Roles:
+async def _connect(config: TrdConfig, groups: RayGroups, folder: RunFolder, activity: RoleActivity) -> Roles:
     """Wait until every actor serves, then bring learner and engines together."""
     learner, generators, teachers = groups.learner, groups.generators, groups.teachers
     assert learner is not None and generators is not None  # a run has both
@@ -188,6 +203,7 @@ async def _connect(config: TrdConfig, groups: RayGroups, folder: RunFolder) -> R
             learner=config.learner,
         ),
         max_restarts=config.faults.max_restarts,
+        down=lambda: activity.down(LEARNER),
     )
     generators.follow_weights(recovering.catch_up)
     if config.pushes_teacher and teachers is not None:

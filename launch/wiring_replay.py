@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from actors.learner_group import RayLearner
 from actors.placement import ActorRequest
 from launch.wiring_ray import ray_groups
+from trd_ray.activity import RoleActivity
 from trd_ray.config import TrdConfig
 from trd_ray.replay_plan import ModelPaths
 
@@ -20,7 +21,7 @@ async def ray_learner(
 
     Raises `PlacementError`, or what a rank raises while it starts.
     """
-    async with ray_groups(config, models, requests) as groups:
+    async with ray_groups(config, models, requests, RoleActivity()) as groups:
         learner = groups.learner
         assert learner is not None  # ranks are what is asked for
         await learner.setup()

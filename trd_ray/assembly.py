@@ -8,6 +8,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from trd_ray.activity import RoleActivity
 from trd_ray.buffer import TrajectoryBuffer
 from trd_ray.buffer_log import BufferLog, run_log
 from trd_ray.choices import Support
@@ -121,7 +122,13 @@ def _max_scored(config: TrdConfig, teacher_path: Path) -> int:
 
 
 def build_pipeline(
-    config: TrdConfig, *, roles: Roles, inputs: RunInputs, folder: RunFolder, observer: Observer
+    config: TrdConfig,
+    *,
+    roles: Roles,
+    inputs: RunInputs,
+    folder: RunFolder,
+    observer: Observer,
+    activity: RoleActivity,
 ) -> Pipeline:
     """Put a run together."""
     producer = Producer(
@@ -129,7 +136,8 @@ def build_pipeline(
         teacher=roles.teacher,
         # Room for all that may be in the making, so that nothing finished waits to be put.
         buffer=TrajectoryBuffer(
-            capacity=(config.pipeline.max_staleness + 1) * config.pipeline.trajectories_per_step
+            capacity=(config.pipeline.max_staleness + 1) * config.pipeline.trajectories_per_step,
+            on_depth=activity.buffer.set,
         ),
         task=inputs.task,
         prompts=inputs.prompts,
@@ -155,6 +163,7 @@ def build_pipeline(
             buffer_log=_open_log(config, folder) if config.pipeline.log_targets else None,
         ),
         observer=observer,
+        activity=activity,
     )
 
 

@@ -58,6 +58,9 @@ class RunConfig:
     """Newest checkpoints kept; older ones are deleted. 1 or more."""
     tensorboard: bool = True
     """Write TensorBoard events into the run folder."""
+    trace_steps: int = 200
+    """Steps in `trace.json`, which shows in Perfetto what each actor did: the first so many after a start
+    or a resume, and of later ones two in every hundred. The file ends at 256 MiB. 0 writes none."""
 
     def __post_init__(self) -> None:
         require(bool(self.dir.strip()), "run.dir", self.dir, "a folder path", "name a folder for the results")
@@ -66,6 +69,7 @@ class RunConfig:
         require_at_least("run.eval_every", self.eval_every, 0)
         require_at_least("run.checkpoint_every", self.checkpoint_every, 0)
         require_at_least("run.keep_checkpoints", self.keep_checkpoints, 1)
+        require_at_least("run.trace_steps", self.trace_steps, 0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from trd_ray.activity import RoleActivity
+from trd_ray.activity_records import LEARNER, Tally, WaitReason
 from trd_ray.buffer import TrajectoryBuffer
 from trd_ray.choices import Reward
 from trd_ray.collector import StepCollector
@@ -82,8 +84,10 @@ class Pipeline:
         evaluator: Evaluator | None,
         recorder: Recorder,
         observer: Observer,
+        activity: RoleActivity,
     ) -> None:
         self._config = config
+        self._activity = activity
         self._buffer: TrajectoryBuffer = producer.buffer
         self._feed = feed
         self._learner = learner
@@ -111,6 +115,7 @@ class Pipeline:
             stages=self._step_stages,
             problems_per_step=self._config.pipeline.prompts_per_step,
             max_in_flight=self._config.pipeline.max_in_flight,
+            activity=self._activity,
         )
 
     def _step_stages(self, num_trajectories: int) -> StepStages:
@@ -164,14 +169,19 @@ class Pipeline:
         return RunResult(learner_step=self._learner_step, interrupted=unfinished)
 
     async def _steps(self) -> None:
-        self._clock.start()
+        self._start_step_time()
         while self._learner_step < self._config.run.num_steps and not self._stop.is_set():
             self._allow_production()
-            trajectories = await self._unless_stopped(self._gather_step())
+            with self._activity.waiting(LEARNER, WaitReason.STARVED):
+                trajectories = await self._unless_stopped(self._gather_step())
             if trajectories is None:
                 return
             await self._finish_step(trajectories)
             await self._after_step()
+
+    def _start_step_time(self) -> None:
+        self._clock.start()
+        self._activity.start()
 
     def _allow_production(self) -> None:
         """As far as staleness permits: the step in hand and `max_staleness` more, never beyond the run."""
@@ -221,6 +231,8 @@ class Pipeline:
         while True:
             collected = self._collector.collect(learner_version=self._learner_step)
             dropped += collected.dropped
+            self._activity.count(Tally.STALE_DROPPED, len(collected.dropped))
+            self._activity.count(Tally.REFRESHED, len(collected.refreshed))
             self._draw_further(len(collected.dropped))
             self._production.again(collected.refreshed)
             if collected.trajectories:
@@ -271,6 +283,7 @@ class Pipeline:
             staleness_max=staleness_max,
             prompts_in=before.num_pending + self._counted.num_in - before.num_in,
             prompts_pending=self._counted.num_pending,
+            activity=self._activity.lap(learner_step=step),
         )
         self._observer.on_step(metrics)
 
@@ -281,7 +294,7 @@ class Pipeline:
         if step == run.num_steps or (run.checkpoint_every and step % run.checkpoint_every == 0):
             await self._checkpoint()
         # Evaluations and checkpoints are not part of a step's time.
-        self._clock.start()
+        self._start_step_time()
 
     def _evaluation_is_due(self) -> bool:
         """Before the first step, after the last, and every `run.eval_every` between them."""

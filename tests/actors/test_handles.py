@@ -18,6 +18,7 @@ from actors.members import NamedActor
 from actors.placement import ActorRequest, actor_requests, reserve
 from actors.pool import EnginePool, PoolLimits
 from tests.fakes import completion
+from trd_ray.activity import RoleActivity
 from trd_ray.config import (
     FaultConfig,
     GeneratorConfig,
@@ -72,11 +73,12 @@ def make_actor(name: str) -> NamedActor:
 
 def make_pool(*actors: NamedActor, num_slots: int = 2, request_s: float = 30) -> EnginePool:
     return EnginePool(
-        "engine",
+        "generator",
         actors,
         create=lambda index: make_actor(f"again-{index}"),
         limits=PoolLimits(request_s=request_s, start_s=60, replace_s=60, num_slots=num_slots),
         faults=FaultConfig(max_attempts=1, max_restarts=0),
+        activity=RoleActivity(),
     )
 
 

@@ -18,6 +18,8 @@ from tests.fakes import (
     RecordingObserver,
     completion,
 )
+from trd_ray.activity import RoleActivity
+from trd_ray.activity_records import LEARNER, Role
 from trd_ray.buffer import TrajectoryBuffer
 from trd_ray.choices import Divergence, OnRefusal, OverStale, RefineGate, Reward
 from trd_ray.config import (
@@ -91,6 +93,12 @@ class Run:
     pipeline: Pipeline
 
 
+def watched() -> RoleActivity:
+    activity = RoleActivity()
+    activity.add(LEARNER, Role.LEARNER)
+    return activity
+
+
 def make_run(tmp_path: Path, *, name: str = "run", open_existing: bool = False, **changes: object) -> Run:
     config = TrdConfig(
         run=RunConfig(dir=str(tmp_path / name), num_steps=3, checkpoint_every=1, keep_checkpoints=9),
@@ -126,6 +134,7 @@ def make_run(tmp_path: Path, *, name: str = "run", open_existing: bool = False, 
         evaluator=None,
         recorder=Recorder(folder, keep_checkpoints=config.run.keep_checkpoints),
         observer=observer,
+        activity=watched(),
     )
     return Run(config, folder, generator, teacher, learner, sync, prompts, observer, stream, pipeline)
 
