@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from actors.placement import actor_requests
+from trd_ray.placement_plan import placement_plan
 from launch.consoles import console, show
 from launch.preflight import check_run, check_without_inputs
 from trd_ray.config import TrdConfig
@@ -51,8 +51,8 @@ def _models(config: TrdConfig) -> tuple[str, ...]:
 
 def _placement_table(config: TrdConfig) -> Table:
     table = Table("actor", "cores", "GPUs", "memory GiB", title="placement")
-    for request in actor_requests(config):
-        asked = request.resources
+    for request in placement_plan(config).seats:
+        asked = request.asked
         table.add_row(request.name, f"{asked.cpus:g}", f"{asked.gpus:g}", f"{asked.memory_gib:g}")
     return table
 

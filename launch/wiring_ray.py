@@ -12,7 +12,6 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.buffer import BufferActor
 from actors.calls import call, call_all
@@ -23,12 +22,15 @@ from actors.handles import NamedActor, RayBuffer, RayGenerators, RayTeachers
 from actors.learner import LearnerRankActor
 from actors.learner_group import RayLearner
 from actors.learner_senders import Which
-from actors.placement import ActorRequest, actor_requests, reserve
+from actors.placement import actor_options, gpu_ids, reserve
 from actors.teacher import ScorerOptions, TeacherActor
+from actors.turns import ray_turns, start_asleep
 from actors.weight_sync import PushGroup, RayWeightSync
 from trd_ray.assembly import Roles, RunInputs
+from trd_ray.choices import Device
 from trd_ray.config import EngineConfig, TrdConfig
 from trd_ray.errors import ActorTimeoutError, PlacementError, RunFailedError, describe
+from trd_ray.placement_plan import PlacementPlan, Role, generator_plan, placement_plan
 
 log = logging.getLogger(__name__)
 
@@ -71,30 +73,27 @@ async def ray_run(config: TrdConfig, inputs: RunInputs) -> AsyncIterator[RayRole
 
     Raises `PlacementError`, or what an actor raises while it starts.
     """
-    async with _ray_groups(config, inputs, actor_requests(config)) as groups:
+    async with _ray_groups(config, inputs, placement_plan(config)) as groups:
         yield await _connect(config, groups)
 
 
 @asynccontextmanager
 async def ray_generators(config: TrdConfig, inputs: RunInputs) -> AsyncIterator[RayGenerators]:
     """Only the generators, with the weights of the student's folder: for an evaluation."""
-    requests = tuple(r for r in actor_requests(config) if r.name.startswith("generator-"))
-    async with _ray_groups(config, inputs, requests) as groups:
+    async with _ray_groups(config, inputs, generator_plan(config)) as groups:
         await _start(groups.generators, timeout_s=config.timeouts.start_s)
         yield _generators(config, groups)
 
 
 @asynccontextmanager
-async def _ray_groups(
-    config: TrdConfig, inputs: RunInputs, requests: tuple[ActorRequest, ...]
-) -> AsyncIterator[RayGroups]:
+async def _ray_groups(config: TrdConfig, inputs: RunInputs, plan: PlacementPlan) -> AsyncIterator[RayGroups]:
     join_cluster(config.ray)
     try:
         _check_meeting_place(config)
         log.info("actor logs are in %s", actor_log_folder())
-        placement = await reserve(requests, timeout_s=config.timeouts.placement_s)
+        placement = await reserve(plan, timeout_s=config.timeouts.placement_s)
         try:
-            groups = _create(config, inputs, requests, placement)
+            groups = await _create(config, inputs, plan, placement)
             try:
                 yield groups
             finally:
@@ -129,11 +128,21 @@ async def _start(actors: tuple[NamedActor, ...], *, timeout_s: float) -> None:
     )
 
 
-def _create(
-    config: TrdConfig, inputs: RunInputs, requests: tuple[ActorRequest, ...], placement: PlacementGroup
-) -> RayGroups:
-    makers: dict[str, Callable[[int, dict[str, Any]], Any]] = {
-        "learner": lambda i, options: LearnerRankActor.options(**options).remote(
+def _makers(config: TrdConfig, inputs: RunInputs) -> dict[Role, Callable[[int, dict[str, Any]], Any]]:
+    """What makes the actor of an index with Ray's options. Engines come first: see `start_asleep`."""
+    return {
+        Role.GENERATOR: lambda i, options: GeneratorActor.options(
+            **options, max_concurrency=_CONCURRENT_CALLS
+        ).remote(_generator_engine(config, inputs, index=i)),
+        Role.TEACHER: lambda i, options: TeacherActor.options(
+            **options, max_concurrency=_CONCURRENT_CALLS
+        ).remote(
+            model=inputs.teacher_path.resolve(),
+            engine=_teacher_engine(config, inputs, index=i),
+            scorer=_scorer(config),
+            top_k=config.method.num_targets,
+        ),
+        Role.LEARNER: lambda i, options: LearnerRankActor.options(**options).remote(
             config.learner,
             student=inputs.student_path.resolve(),
             teacher=inputs.teacher_path.resolve(),
@@ -145,58 +154,46 @@ def _create(
             seed=config.run.seed,
             timeout_s=config.timeouts.learn_s,
         ),
-        "generator": lambda i, options: GeneratorActor.options(
+        Role.BUFFER: lambda i, options: BufferActor.options(
             **options, max_concurrency=_CONCURRENT_CALLS
-        ).remote(_generator_engine(config, inputs, index=i)),
-        "teacher": lambda i, options: TeacherActor.options(
-            **options, max_concurrency=_CONCURRENT_CALLS
-        ).remote(
-            model=inputs.teacher_path.resolve(),
-            engine=_teacher_engine(config, inputs, index=i),
-            scorer=_scorer(config),
-            top_k=config.method.num_targets,
-        ),
-        "buffer": lambda i, options: BufferActor.options(**options, max_concurrency=_CONCURRENT_CALLS).remote(
-            capacity=config.pipeline.trajectories_per_step
-        ),
+        ).remote(capacity=config.pipeline.trajectories_per_step),
     }
+
+
+async def _create(
+    config: TrdConfig, inputs: RunInputs, plan: PlacementPlan, placement: PlacementGroup
+) -> RayGroups:
+    limits = config.timeouts
+    gpus = await gpu_ids(plan, placement, timeout_s=limits.placement_s)
     threads = {
-        "learner": config.learner.threads,
-        "generator": config.generator.engine.threads,
-        "teacher": config.teacher.engine.threads,
-        "buffer": 1,
+        Role.LEARNER: config.learner.threads,
+        Role.GENERATOR: config.generator.engine.threads,
+        Role.TEACHER: config.teacher.engine.threads,
+        Role.BUFFER: 1,
     }
-    made: dict[str, list[NamedActor]] = {role: [] for role in makers}
-    for bundle, request in enumerate(requests):
-        role, _, index = request.name.partition("-")
-        options = _options(request, placement, bundle, threads=threads[role])
-        made[role].append(NamedActor(name=request.name, handle=makers[role](int(index), options)))
+    made: dict[Role, list[NamedActor]] = {}
+    for role, make in _makers(config, inputs).items():
+        seats = [seat for seat in plan.seats if seat.role is role]
+        made[role] = [
+            NamedActor(
+                name=seat.name,
+                handle=make(seat.index, actor_options(seat, placement, gpus=gpus, threads=threads[role])),
+            )
+            for seat in seats
+        ]
+        shared = any(plan.bundles[seat.bundle].shared for seat in seats)
+        if shared and role in (Role.GENERATOR, Role.TEACHER):
+            await start_asleep(made[role], start_timeout_s=limits.start_s, turn_timeout_s=limits.sync_s)
     return RayGroups(
-        learners=tuple(made["learner"]),
-        generators=tuple(made["generator"]),
-        teachers=tuple(made["teacher"]),
-        buffers=tuple(made["buffer"]),
+        learners=tuple(made[Role.LEARNER]),
+        generators=tuple(made[Role.GENERATOR]),
+        teachers=tuple(made[Role.TEACHER]),
+        buffers=tuple(made[Role.BUFFER]),
     )
 
 
-def _options(
-    request: ActorRequest, placement: PlacementGroup, bundle: int, *, threads: int
-) -> dict[str, Any]:
-    asked = request.bundle()
-    return {
-        "num_cpus": asked.get("CPU", 0),
-        "num_gpus": asked.get("GPU", 0),
-        "memory": asked.get("memory", 0),
-        "scheduling_strategy": PlacementGroupSchedulingStrategy(
-            placement_group=placement, placement_group_bundle_index=bundle
-        ),
-        # OpenMP reads it when torch is loaded, which is before an actor's own first line.
-        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(threads)}},
-    }
-
-
 def engine_options(
-    engine: EngineConfig, *, model: str, seed: int, weight_transfer: str | None
+    engine: EngineConfig, *, model: str, seed: int, weight_transfer: str | None, takes_turns: bool = False
 ) -> EngineOptions:
     """A role's engine block as the engine takes it."""
     return EngineOptions(
@@ -214,6 +211,7 @@ def engine_options(
         seed=seed,
         prefix_caching=engine.prefix_caching,
         weight_transfer_backend=weight_transfer,
+        sleep_mode=takes_turns and engine.device is Device.CUDA,
     )
 
 
@@ -223,6 +221,7 @@ def _generator_engine(config: TrdConfig, inputs: RunInputs, *, index: int) -> En
         model=str(inputs.student_path.resolve()),
         seed=config.run.seed + index,
         weight_transfer=config.weight_sync.backend.value,
+        takes_turns=config.colocated,
     )
 
 
@@ -234,6 +233,7 @@ def _teacher_engine(config: TrdConfig, inputs: RunInputs, *, index: int) -> Engi
         model=str(inputs.teacher_path.resolve()),
         seed=config.run.seed + index,
         weight_transfer=config.weight_sync.backend.value if config.pushes_teacher else None,
+        takes_turns=config.colocated,
     )
 
 
@@ -277,6 +277,9 @@ async def _connect(config: TrdConfig, groups: RayGroups) -> RayRoles:
         learner=learner,
         weight_sync=weight_sync,
         buffer=RayBuffer(groups.buffers[0], timeout_s=limits.generate_s),
+        turns=ray_turns(
+            config, learners=groups.learners, generators=groups.generators, teachers=groups.teachers
+        ),
     )
     return RayRoles(roles=roles, learner=learner, groups=groups)
 

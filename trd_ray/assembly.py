@@ -3,7 +3,7 @@ data and run folder are put together. Both wirings go through here."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -11,11 +11,12 @@ from transformers import PreTrainedTokenizerBase
 from trd_ray.choices import Support
 from trd_ray.config import MethodConfig, TrdConfig
 from trd_ray.data import ProblemStream, load_first_problems, load_problems
+from trd_ray.device_turns import NoTurns
 from trd_ray.end_token import answer_end_token, end_token_ids
 from trd_ray.errors import ConfigError, describe
 from trd_ray.evaluation import eval_prompts
 from trd_ray.evaluator import Evaluator
-from trd_ray.interfaces import Buffer, Generator, Learner, Teacher, WeightSync
+from trd_ray.interfaces import Buffer, DeviceTurns, Generator, Learner, Teacher, WeightSync
 from trd_ray.locate import FailureLocator, make_locator, require_steps
 from trd_ray.models import load_tokenizer, model_facts, resolve_model, shared_vocab_size
 from trd_ray.observer import Observer
@@ -39,6 +40,8 @@ class Roles:
     learner: Learner
     weight_sync: WeightSync
     buffer: Buffer
+    turns: DeviceTurns = field(default_factory=NoTurns)
+    """Whose turn it is, where roles share devices."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from trd_ray.config import SamplingConfig
+from trd_ray.stage_clock import Stage
 from trd_ray.types import (
     Completion,
     DraftVerdict,
@@ -102,4 +103,15 @@ class Buffer(Protocol):
 
     async def take(self, num: int) -> tuple[Trajectory, ...]:
         """The next `num` trajectories, consumed and rejected ones, in order of arrival."""
+        ...
+
+
+class DeviceTurns(Protocol):
+    """Says whose turn it is on devices that roles share."""
+
+    async def begin(self, stage: Stage) -> None:
+        """Returns once the role that works in `stage` may do so; no other role may be asked until then.
+
+        Raises `ActorTimeoutError` with the actor that did not give up, or take, its devices.
+        """
         ...

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,10 +16,11 @@ from ray.exceptions import TaskCancelledError
 from actors.buffer import BufferActor
 from actors.calls import call, call_all
 from actors.handles import LeastLoaded, NamedActor, RayBuffer, RayGenerators, RayTeachers, sampling_options
-from actors.placement import ActorRequest, actor_requests, reserve
+from actors.placement import reserve
 from tests.fakes import completion
-from trd_ray.config import GeneratorConfig, LearnerConfig, ResourceConfig, SamplingConfig, TrdConfig
+from trd_ray.config import GeneratorConfig, ResourceConfig, SamplingConfig, TrdConfig
 from trd_ray.errors import ActorTimeoutError, PlacementError, RunFailedError
+from trd_ray.placement_plan import generator_plan
 from trd_ray.types import Problem, Prompt
 
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -214,21 +216,11 @@ async def test_buffer_over_ray_is_first_in_first_out():
     assert await buffer.take(2) == ("a", "b")
 
 
-def test_requests_follow_the_configuration():
-    config = TrdConfig(
-        generator=GeneratorConfig(num_actors=2, resources=ResourceConfig(cpus=3)),
-        learner=LearnerConfig(num_ranks=2),
-    )
-    requests = actor_requests(config)
-    assert [r.name for r in requests] == [
-        "learner-0", "learner-1", "generator-0", "generator-1", "teacher-0", "buffer-0",
-    ]  # fmt: skip
-    assert requests[2].bundle() == {"CPU": 3, "memory": 2 * 2**30}
-
-
 async def test_what_cannot_be_placed_is_said_with_the_shortage_in_time():
-    requests = [ActorRequest(name="generator-0", resources=ResourceConfig(cpus=2, gpus=1))]
+    plan = generator_plan(TrdConfig(generator=GeneratorConfig(resources=ResourceConfig(cpus=2))))
+    (bundle,) = plan.bundles
+    plan = replace(plan, bundles=(replace(bundle, resources=ResourceConfig(cpus=2, gpus=1)),))
     start = time.monotonic()
     with pytest.raises(PlacementError, match=r"GPU: asked 1, cluster has 0, free 0"):
-        await reserve(requests, timeout_s=2)
+        await reserve(plan, timeout_s=2)
     assert time.monotonic() - start < 20
