@@ -59,10 +59,15 @@ def plan(method: MethodConfig, **teacher: object) -> dict[str, dict[str, int]]:
 
 def test_roles_hold_what_the_method_needs():
     refined = plan(MethodConfig())
-    assert set(refined["teacher"]) == {"scorer weights", "engine weights", "KV cache"}
+    assert set(refined["teacher"]) == {
+        "scorer weights",
+        "scorer activations (about)",
+        "engine weights",
+        "KV cache",
+    }
     assert refined["learner"]["teacher head"] == 151_936 * 4096 * 4
     rollout = MethodConfig(trajectory=TrajectorySource.ROLLOUT, teacher_context=TeacherContext.PROMPT)
-    assert set(plan(rollout)["teacher"]) == {"scorer weights"}
+    assert set(plan(rollout)["teacher"]) == {"scorer weights", "scorer activations (about)"}
     by_learner = plan(replace(rollout, teacher_weights=TeacherWeights.INITIAL), score=ScoreMethod.LEARNER)
     assert "teacher" not in by_learner
     assert by_learner["learner"]["teacher weights"] == QWEN_8B.num_parameters * 4
