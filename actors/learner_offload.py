@@ -1,9 +1,10 @@
 """A learner rank off its GPU while engines have their turn on it.
 
 DeepSpeed's `offload_states` moves weights that are trained, gradients and optimizer states to pinned
-host memory and back, under ZeRO 1, 2 and 3. It does not know weights that are not trained (all but the
-adapters, with LoRA); those are moved here, except under ZeRO-3, which shards them too and offloads the
-shards. What stays on the GPU: what the rank holds of the teacher. NOT RUN ON A GPU.
+host memory and back, under ZeRO 1 and 2. (Under ZeRO-3 it refuses every optimizer but DeepSpeed's own
+fused Adam, so the configuration refuses ZeRO-3 here.) It does not know weights that are not trained, with
+LoRA all but the adapters; those are moved here. What stays on the GPU: what the rank holds of the teacher.
+NOT RUN ON A GPU.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def change_residence(engine: DeepSpeedEngine, then: Residence, *, device: torch.
 
 
 def move_frozen(module: torch.nn.Module, device: torch.device) -> None:
-    """Move the weights that are not trained, but for those that ZeRO-3 has sharded."""
+    """Move the weights that are not trained."""
     for parameter in module.parameters():
-        if not parameter.requires_grad and not hasattr(parameter, "ds_id"):
+        if not parameter.requires_grad:
             parameter.data = parameter.data.to(device)

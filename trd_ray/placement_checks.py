@@ -25,6 +25,7 @@ def check_placement(config: TrdConfig) -> None:
     if config.placement.mode is PlacementMode.COLOCATED:
         _check_turns(config)
         _check_sharing(config)
+        _check_offload(config)
 
 
 def _check_turns(config: TrdConfig) -> None:
@@ -55,6 +56,17 @@ def _check_turns(config: TrdConfig) -> None:
         f"another gate, {because}: this one asks the student about the teacher's rewrite in the teacher's "
         "stage",
         f"choose another method.refine_gate.kind, {instead}",
+    )  # fmt: skip
+
+
+def _check_offload(config: TrdConfig) -> None:
+    """A learner that cannot leave its GPU leaves no room for the others."""
+    require(
+        config.learner.device is Device.CPU or config.learner.zero_stage < 3,
+        "learner.zero_stage", config.learner.zero_stage,
+        "1 or 2, because placement.mode is colocated and DeepSpeed offloads the states of ZeRO-3 for its own "
+        "fused Adam alone",
+        "set learner.zero_stage=2, or placement.mode=disaggregated",
     )  # fmt: skip
 
 

@@ -162,6 +162,12 @@ def test_colocated_on_gpus_pushes_through_host_memory():
         replace(config, weight_sync=WeightSyncConfig(backend=SyncBackend.NCCL))
 
 
+def test_colocated_a_learner_must_be_able_to_leave_its_gpu():
+    config = on_gpus(generators=1, generator_tp=1, teachers=1, teacher_tp=1, ranks=1, colocated=True)
+    with pytest.raises(ConfigError, match=r"learner\.zero_stage=2"):
+        replace(config, learner=replace(config.learner, zero_stage=3))
+
+
 def test_an_engine_larger_than_a_node_is_refused():
     with pytest.raises(ConfigError, match="one engine is on one node"):
         on_gpus(generators=1, generator_tp=16, teachers=1, teacher_tp=1, ranks=1, colocated=False)
