@@ -1,10 +1,10 @@
 """A learner rank off its GPU while engines have their turn on it.
 
 DeepSpeed's `offload_states` moves weights that are trained, gradients and optimizer states to pinned
-host memory and back, under ZeRO 1 and 2. (Under ZeRO-3 it refuses every optimizer but DeepSpeed's own
-fused Adam, so the configuration refuses ZeRO-3 here.) It does not know weights that are not trained, with
-LoRA all but the adapters; those are moved here. What stays on the GPU: what the rank holds of the teacher.
-NOT RUN ON A GPU.
+host memory and back under ZeRO-2, which the configuration therefore asks for: under ZeRO-3 it refuses every
+optimizer but DeepSpeed's own fused Adam, and under ZeRO-1 in bfloat16 there is no such call. It does not
+know weights that are not trained, with LoRA all but the adapters; those are moved here. What stays on the
+GPU: what the rank holds of the teacher. NOT RUN ON A GPU.
 """
 
 from __future__ import annotations

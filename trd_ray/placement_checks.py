@@ -62,10 +62,10 @@ def _check_turns(config: TrdConfig) -> None:
 def _check_offload(config: TrdConfig) -> None:
     """A learner that cannot leave its GPU leaves no room for the others."""
     require(
-        config.learner.device is Device.CPU or config.learner.zero_stage < 3,
+        config.learner.device is Device.CPU or config.learner.zero_stage == 2,
         "learner.zero_stage", config.learner.zero_stage,
-        "1 or 2, because placement.mode is colocated and DeepSpeed offloads the states of ZeRO-3 for its own "
-        "fused Adam alone",
+        "2, because placement.mode is colocated and DeepSpeed offloads its states under ZeRO-2 alone "
+        "(ZeRO-3: for its own fused Adam only; ZeRO-1 in bfloat16: not at all)",
         "set learner.zero_stage=2, or placement.mode=disaggregated",
     )  # fmt: skip
 

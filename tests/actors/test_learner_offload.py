@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,17 @@ import torch
 
 from tests.actors.learner_worker import CASES, Case, collect, make_batch
 from tests.tiny_models import make_tiny_qwen3
+from trd_ray.choices import DType
 from trd_ray.device_turns import Residence
 
-NAMES = ("zero1", "zero2", "zero1_adapters_off", "zero1_bfloat16")
+ADAPTERS = next(case for case in CASES if case.name == "zero2_adapters_off")
+TESTED = (
+    next(case for case in CASES if case.name == "zero2"),
+    ADAPTERS,
+    Case(name="zero2_bfloat16", zero_stage=2, dtype=DType.BFLOAT16),
+    replace(ADAPTERS, name="zero2_adapters_off_bfloat16", dtype=DType.BFLOAT16),
+)
+NAMES = [case.name for case in TESTED]
 NUM_STEPS = 3
 
 
@@ -50,9 +59,7 @@ def run(case: Case, folder: Path, port: int, *, sleeps: bool) -> dict[str, objec
 
 def run_all(folder: Path, port: int) -> None:
     results = {
-        case.name: [run(case, folder, port, sleeps=sleeps) for sleeps in (False, True)]
-        for case in CASES
-        if case.name in NAMES
+        case.name: [run(case, folder, port, sleeps=sleeps) for sleeps in (False, True)] for case in TESTED
     }
     torch.save(results, folder / "offload.pt")
 

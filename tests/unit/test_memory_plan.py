@@ -187,6 +187,7 @@ def test_colocated_roles_leave_room_for_what_sleepers_keep_and_need_host_memory(
         alone,
         placement=replace(alone.placement, mode=PlacementMode.COLOCATED),
         weight_sync=WeightSyncConfig(backend=SyncBackend.CPU),
+        learner=replace(alone.learner, zero_stage=2),
     )
     head = 151_936 * 4096 * 2
 
