@@ -20,11 +20,12 @@ from actors.calls import call
 from actors.engine import EngineFailedError
 from actors.members import Life, Member, NamedActor, first_line, kill, locate
 from trd_ray.activity import RoleActivity
-from trd_ray.activity_records import Role, Tally
+from trd_ray.activity_records import Tally
 from trd_ray.balancer import Balancer
 from trd_ray.config import FaultConfig
 from trd_ray.errors import ActorLostError, ActorTimeoutError, RunFailedError, TrdRayError, describe
 from trd_ray.outcomes import RejectReason
+from trd_ray.roles import Role
 
 log = logging.getLogger(__name__)
 

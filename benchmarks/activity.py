@@ -13,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trd_ray.activity import RoleActivity
-from trd_ray.activity_records import Role, WaitReason
+from trd_ray.activity_records import WaitReason
+from trd_ray.roles import Role
 from trd_ray.stage_clock import Stage
 from trd_ray.trace import TraceWriter
 

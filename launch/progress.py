@@ -17,9 +17,10 @@ from rich.table import Table
 from rich.text import Text
 
 from trd_ray.activity import RoleActivity
-from trd_ray.activity_records import ActorState, Role
+from trd_ray.activity_records import ActorState
 from trd_ray.evaluation import EvalReport
 from trd_ray.metrics import StepMetrics
+from trd_ray.roles import Role
 from trd_ray.runtime_metrics import RuntimeMetrics
 from trd_ray.stage_clock import Stage
 

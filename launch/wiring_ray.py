@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ray
 from ray.exceptions import RayError
@@ -18,18 +18,22 @@ from actors.handles import RayGenerators, RayTeachers
 from actors.learner_group import RayLearner
 from actors.learner_senders import Which
 from actors.members import NamedActor, first_line, kill
-from actors.placement import ActorRequest, actor_requests, reserve
+from actors.placement import gpu_ids, reserve
 from actors.pool import EnginePool, PoolLimits
+from actors.turns import RayTenant, ray_turns
 from actors.weight_sync import PushGroup, RayWeightSync
 from launch.ray_actors import ActorMaker
 from trd_ray.activity import RoleActivity
 from trd_ray.activity_records import LEARNER
 from trd_ray.assembly import Roles, RunInputs
 from trd_ray.buffer_log import run_log
-from trd_ray.config import EngineConfig, TrdConfig
+from trd_ray.config import EngineConfig, FaultConfig, TrdConfig
+from trd_ray.device_turns import Residence
 from trd_ray.errors import ActorTimeoutError, PlacementError, RunFailedError, describe
+from trd_ray.placement_plan import PlacementPlan, generator_plan, placement_plan
 from trd_ray.recovery import Past, RecoveringLearner
 from trd_ray.replay_plan import ModelPaths
+from trd_ray.roles import Role
 from trd_ray.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -82,7 +86,7 @@ async def ray_run(
     Raises `PlacementError`, or what an actor raises while it starts.
     """
     async with (
-        ray_groups(config, inputs, actor_requests(config), activity) as groups,
+        ray_groups(config, inputs, placement_plan(config), activity) as groups,
         AsyncExitStack() as watching,
     ):
         roles = await _connect(config, groups, folder, activity)
@@ -95,8 +99,7 @@ async def ray_run(
 @asynccontextmanager
 async def ray_generators(config: TrdConfig, inputs: RunInputs) -> AsyncIterator[RayGenerators]:
     """Only the generators, with the weights of the student's folder: for an evaluation."""
-    requests = tuple(r for r in actor_requests(config) if r.name.startswith("generator-"))
-    async with ray_groups(config, inputs, requests, RoleActivity()) as groups:
+    async with ray_groups(config, inputs, generator_plan(config), RoleActivity()) as groups:
         generators = groups.generators
         assert generators is not None  # they are what is asked for
         await generators.start()
@@ -108,10 +111,10 @@ async def ray_generators(config: TrdConfig, inputs: RunInputs) -> AsyncIterator[
 async def ray_groups(
     config: TrdConfig,
     inputs: RunInputs | ModelPaths,
-    requests: tuple[ActorRequest, ...],
+    plan: PlacementPlan,
     activity: RoleActivity,
 ) -> AsyncIterator[RayGroups]:
-    """The actors that `requests` ask for, created but not set up; nothing is left running afterwards.
+    """The actors of a plan, created but not set up; nothing is left running afterwards.
 
     Learner ranks need `ModelPaths` only. Raises `PlacementError`.
     """
@@ -119,9 +122,11 @@ async def ray_groups(
     try:
         _check_meeting_place(config)
         log.info("actor logs are in %s", actor_log_folder())
-        placement = await reserve(requests, timeout_s=config.timeouts.placement_s)
+        placement = await reserve(plan, timeout_s=config.timeouts.placement_s)
         try:
-            groups = _groups(config, ActorMaker(config, inputs, requests, placement), activity)
+            gpus = await gpu_ids(plan, placement, timeout_s=config.timeouts.placement_s)
+            maker = ActorMaker(config, inputs, plan, placement, gpus=gpus)
+            groups = await _groups(config, maker, activity)
             try:
                 yield groups
             finally:
@@ -147,24 +152,33 @@ def _check_meeting_place(config: TrdConfig) -> None:
         )
 
 
-def _groups(config: TrdConfig, maker: ActorMaker, activity: RoleActivity) -> RayGroups:
-    ranks = maker.of_role("learner")
+async def _groups(config: TrdConfig, maker: ActorMaker, activity: RoleActivity) -> RayGroups:
+    """Engines first: where roles share devices, each finds room to start in once the last one sleeps."""
+    pools = {}
+    for role, engine in ((Role.GENERATOR, config.generator.engine), (Role.TEACHER, config.teacher.engine)):
+        pools[role] = pool = _pool(config, role, maker, engine, activity)
+        if pool is not None and maker.shares_devices:
+            await pool.start()
+            await RayTenant(lambda pool=pool: pool.actors, timeout_s=config.timeouts.sync_s).reside(
+                Residence.ASLEEP
+            )
+    ranks = maker.of_role(Role.LEARNER)
     learner = RayLearner(
         ranks,
-        create=maker.maker("learner"),
+        create=maker.maker(Role.LEARNER),
         host=config.weight_sync.host,
         start_s=config.timeouts.start_s,
         timeout_s=config.timeouts.learn_s,
     )
     return RayGroups(
         learner=learner if ranks else None,
-        generators=_pool(config, "generator", maker, config.generator.engine, activity),
-        teachers=_pool(config, "teacher", maker, config.teacher.engine, activity),
+        generators=pools[Role.GENERATOR],
+        teachers=pools[Role.TEACHER],
     )
 
 
 def _pool(
-    config: TrdConfig, role: str, maker: ActorMaker, engine: EngineConfig, activity: RoleActivity
+    config: TrdConfig, role: Role, maker: ActorMaker, engine: EngineConfig, activity: RoleActivity
 ) -> EnginePool | None:
     actors, limits = maker.of_role(role), config.timeouts
     if not actors:
@@ -180,9 +194,14 @@ def _pool(
             replace_s=limits.start_s + limits.learn_s + _PUSH_WAITS * limits.sync_s,
             num_slots=_SLOTS_PER_SEQUENCE * engine.max_num_seqs,
         ),
-        faults=config.faults,
+        faults=_faults(config),
         activity=activity,
     )
+
+
+def _faults(config: TrdConfig) -> FaultConfig:
+    # A replacement would start, and be pushed to, in the turn of another role that holds the device.
+    return replace(config.faults, max_restarts=0) if config.colocated else config.faults
 
 
 async def _connect(config: TrdConfig, groups: RayGroups, folder: RunFolder, activity: RoleActivity) -> Roles:
@@ -202,7 +221,7 @@ async def _connect(config: TrdConfig, groups: RayGroups, folder: RunFolder, acti
             method=config.method,
             learner=config.learner,
         ),
-        max_restarts=config.faults.max_restarts,
+        max_restarts=_faults(config).max_restarts,
         down=lambda: activity.down(LEARNER),
     )
     generators.follow_weights(recovering.catch_up)
@@ -213,6 +232,12 @@ async def _connect(config: TrdConfig, groups: RayGroups, folder: RunFolder, acti
         teacher=RayTeachers(teachers),
         learner=recovering,
         weight_sync=recovering,
+        turns=ray_turns(
+            config,
+            learners=lambda: learner.ranks,
+            generators=lambda: generators.actors,
+            teachers=None if teachers is None else lambda: teachers.actors,
+        ),
     )
 
 

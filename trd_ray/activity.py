@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import TracebackType
 
-from trd_ray.activity_records import ActivityLap, ActivityListener, ActorState, Role, Tally, WaitReason
+from trd_ray.activity_records import ActivityLap, ActivityListener, ActorState, Tally, WaitReason
 from trd_ray.activity_sums import Depth, RoleSums, Watch, count_reason, stage_label
+from trd_ray.roles import Role
 
 
 class Serving:

@@ -7,18 +7,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from trd_ray.roles import Role
+
 LEARNER = "learner"
 """The learner is one actor, however many ranks it has."""
 VERIFY, CHECKPOINT = "verify", "checkpoint"
 """Work that is no stage of a step by itself."""
-
-
-class Role(StrEnum):
-    """The roles whose actors are watched."""
-
-    GENERATOR = "generator"
-    TEACHER = "teacher"
-    LEARNER = "learner"
 
 
 class ActorState(StrEnum):

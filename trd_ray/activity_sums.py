@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from types import TracebackType
 
-from trd_ray.activity_records import ActivityListener, ActorState, DepthLap, Role, RoleLap, WaitReason
+from trd_ray.activity_records import ActivityListener, ActorState, DepthLap, RoleLap, WaitReason
+from trd_ray.roles import Role
 from trd_ray.stage_clock import Stage
 
 _ORDER = {stage.value: i for i, stage in enumerate(Stage)}

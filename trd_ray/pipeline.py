@@ -33,7 +33,7 @@ from trd_ray.config import TrdConfig
 from trd_ray.errors import RunFailedError, TrdRayError, describe
 from trd_ray.evaluator import Evaluator
 from trd_ray.feed import PromptFeed
-from trd_ray.interfaces import Learner, WeightSync
+from trd_ray.interfaces import DeviceTurns, Learner, WeightSync
 from trd_ray.ledger import PromptLedger, prompt_key
 from trd_ray.metrics import step_metrics
 from trd_ray.observer import Observer
@@ -85,8 +85,10 @@ class Pipeline:
         recorder: Recorder,
         observer: Observer,
         activity: RoleActivity,
+        turns: DeviceTurns,
     ) -> None:
         self._config = config
+        self._turns = turns
         self._activity = activity
         self._buffer: TrajectoryBuffer = producer.buffer
         self._feed = feed
@@ -124,6 +126,7 @@ class Pipeline:
             barrier=self._config.pipeline.stage_barrier,
             clock=self._clock,
             observer=self._observer,
+            turns=self._turns,
         )
 
     def _step_collector(self) -> StepCollector:
@@ -151,6 +154,7 @@ class Pipeline:
         """
         if resume_from is not None:
             await self._restore(resume_from)
+        await self._turns.begin(Stage.SYNC)
         await self._weight_sync.push(self._learner_step)
         if self._evaluation_is_due() and self._learner_step not in evaluated:
             await self._evaluate()
@@ -269,9 +273,11 @@ class Pipeline:
         )
         self._observer.on_stage(Stage.LEARN, 0, 1)
         with self._clock.stage(Stage.LEARN):
+            await self._turns.begin(Stage.LEARN)
             learned = await self._learner.learn(batch)
         self._observer.on_stage(Stage.SYNC, 0, 1)
         with self._clock.stage(Stage.SYNC):
+            await self._turns.begin(Stage.SYNC)
             synced = await self._weight_sync.push(learned.policy_version)
         self._learner_step = learned.learner_step
         before, self._counted = self._counted, self._ledger.end(trajectories)
@@ -304,6 +310,7 @@ class Pipeline:
     async def _evaluate(self) -> None:
         if self._evaluator is None:
             return
+        await self._turns.begin(Stage.ROLLOUT)
         report = await self._unless_stopped(self._evaluator.evaluate(learner_step=self._learner_step))
         if report is None:
             self._evaluation_was_cut = True
@@ -311,6 +318,7 @@ class Pipeline:
         self._observer.on_eval(report)
 
     async def _checkpoint(self) -> None:
+        await self._turns.begin(Stage.LEARN)
         # Both at once: production goes on while the learner saves.
         state, finished = self._run_state(), self._collector.held + self._buffer.held
         await self._recorder.checkpoint(state, self._learner, finished=finished)
@@ -335,6 +343,7 @@ class Pipeline:
 
     async def _restore(self, folder: Path) -> None:
         state = RunState.read(folder)
+        await self._turns.begin(Stage.LEARN)
         policy_version = await self._learner.load(folder)
         if policy_version != state.learner_step:
             raise RunFailedError(

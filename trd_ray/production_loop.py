@@ -7,10 +7,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from trd_ray.activity import RoleActivity
-from trd_ray.activity_records import Role, WaitReason
+from trd_ray.activity_records import WaitReason
 from trd_ray.feed import PromptFeed
 from trd_ray.ledger import PromptLedger
 from trd_ray.production import Producer
+from trd_ray.roles import Role
 from trd_ray.step_stages import StepStages
 from trd_ray.types import Prompt
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
-from trd_ray.activity_records import ActivityLap, ActorState, Role, Tally
+from trd_ray.activity_records import ActivityLap, ActorState, Tally
+from trd_ray.roles import Role
 
 
 @dataclass(frozen=True, kw_only=True)

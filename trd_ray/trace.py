@@ -15,8 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from trd_ray.activity_records import ActivityLap, ActorState, Role
+from trd_ray.activity_records import ActivityLap, ActorState
 from trd_ray.activity_sums import stage_label
+from trd_ray.roles import Role
 from trd_ray.trace_file import TraceFile
 
 MAX_BYTES = 256 * 2**20

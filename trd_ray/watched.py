@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trd_ray.activity import RoleActivity
-from trd_ray.activity_records import CHECKPOINT, LEARNER, VERIFY, Role
+from trd_ray.activity_records import CHECKPOINT, LEARNER, VERIFY
 from trd_ray.assembly import Roles
 from trd_ray.config import SamplingConfig
 from trd_ray.interfaces import Generator, Learner, Teacher, WeightSync
+from trd_ray.roles import Role
 from trd_ray.stage_clock import Stage
 from trd_ray.types import (
     Completion,

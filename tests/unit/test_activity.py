@@ -8,7 +8,8 @@ import pytest
 
 from tests.unit.hand_clock import HandClock
 from trd_ray.activity import RoleActivity
-from trd_ray.activity_records import Role, RoleLap, Tally, WaitReason
+from trd_ray.activity_records import RoleLap, Tally, WaitReason
+from trd_ray.roles import Role
 from trd_ray.stage_clock import Stage
 
 

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from trd_ray.activity_records import ActivityLap, ActorState, DepthLap, Role, RoleLap, Tally
+from trd_ray.activity_records import ActivityLap, ActorState, DepthLap, RoleLap, Tally
 from trd_ray.errors import DataError
 from trd_ray.evaluation import GradedSample, summarise
 from trd_ray.json_lines import JsonLinesWriter, read_lines
 from trd_ray.metrics import MetricsWriter, StepMetrics, read_evals, read_metrics, step_metrics
 from trd_ray.observer import Observers
 from trd_ray.outcomes import Outcome, RejectReason
+from trd_ray.roles import Role
 from trd_ray.run_folder import RunFolder
 from trd_ray.stage_clock import Stage, StageTimes
 from trd_ray.types import (

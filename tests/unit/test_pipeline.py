@@ -19,7 +19,7 @@ from tests.fakes import (
     completion,
 )
 from trd_ray.activity import RoleActivity
-from trd_ray.activity_records import LEARNER, Role
+from trd_ray.activity_records import LEARNER
 from trd_ray.buffer import TrajectoryBuffer
 from trd_ray.choices import Divergence, OnRefusal, OverStale, RefineGate, Reward
 from trd_ray.config import (
@@ -31,12 +31,14 @@ from trd_ray.config import (
     TrdConfig,
 )
 from trd_ray.data import FiniteStream
+from trd_ray.device_turns import NoTurns
 from trd_ray.errors import RunFailedError
 from trd_ray.feed import PromptFeed
 from trd_ray.pipeline import Pipeline
 from trd_ray.production import Producer
 from trd_ray.recorder import Recorder
 from trd_ray.refinement import PromptTooLong
+from trd_ray.roles import Role
 from trd_ray.run_folder import RunFolder
 from trd_ray.trajectory_log import read_trajectories
 from trd_ray.types import (
@@ -135,6 +137,7 @@ def make_run(tmp_path: Path, *, name: str = "run", open_existing: bool = False, 
         recorder=Recorder(folder, keep_checkpoints=config.run.keep_checkpoints),
         observer=observer,
         activity=watched(),
+        turns=NoTurns(),
     )
     return Run(config, folder, generator, teacher, learner, sync, prompts, observer, stream, pipeline)
 

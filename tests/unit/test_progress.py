@@ -12,8 +12,8 @@ from rich.console import Console
 from launch.progress import Progress, clock_text, closing_table
 from tests.unit.step_records import step
 from trd_ray.activity import RoleActivity
-from trd_ray.activity_records import Role
 from trd_ray.evaluation import GradedSample, summarise
+from trd_ray.roles import Role
 from trd_ray.runtime_metrics import RuntimeMetrics
 from trd_ray.stage_clock import Stage
 

@@ -13,7 +13,8 @@ import pytest
 
 from tests.unit.hand_clock import HandClock
 from trd_ray.activity import RoleActivity
-from trd_ray.activity_records import Role, WaitReason
+from trd_ray.activity_records import WaitReason
+from trd_ray.roles import Role
 from trd_ray.stage_clock import Stage
 from trd_ray.trace import TraceWriter
 

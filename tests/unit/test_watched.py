@@ -9,9 +9,9 @@ import pytest
 
 from tests.fakes import FakeGenerator, FakeLearner, FakeTeacher, FakeWeightSync
 from trd_ray.activity import RoleActivity
-from trd_ray.activity_records import Role
 from trd_ray.assembly import Roles
 from trd_ray.buffer import TrajectoryBuffer
+from trd_ray.roles import Role
 from trd_ray.run_folder import RunFolder
 from trd_ray.watched import watch_roles
 

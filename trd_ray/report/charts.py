@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from trd_ray.activity_records import ActorState, Role
+from trd_ray.activity_records import ActorState
 from trd_ray.evaluation import EvalReport
 from trd_ray.metrics import StepMetrics
 from trd_ray.report.svg import NARROW, NORMAL, WIDE, Series, Whiskers, line_chart, stacked_bars
+from trd_ray.roles import Role
 from trd_ray.stage_clock import Stage
 
 MAX_POINTS = 240

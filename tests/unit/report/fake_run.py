@@ -18,12 +18,13 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from trd_ray.activity_records import ActivityLap, DepthLap, Role, RoleLap, Tally
+from trd_ray.activity_records import ActivityLap, DepthLap, RoleLap, Tally
 from trd_ray.config import LearnerConfig, MethodConfig, OptimizerConfig, PipelineConfig, RunConfig, TrdConfig
 from trd_ray.evaluation import GradedSample, summarise
 from trd_ray.metrics import MetricsWriter, step_metrics
 from trd_ray.outcomes import Outcome, RejectReason
 from trd_ray.report import write_report
+from trd_ray.roles import Role
 from trd_ray.run_folder import RunFolder
 from trd_ray.stage_clock import Stage, StageTimes
 from trd_ray.tasks.arithmetic.grader import ArithmeticTask

@@ -11,7 +11,6 @@ import pytest
 
 from tests.unit.report.fake_run import fake_run
 from tests.unit.trajectory_records import refined, trajectory
-from trd_ray.activity_records import Role
 from trd_ray.errors import ConfigError, DataError
 from trd_ray.evaluation import GradedSample, summarise
 from trd_ray.metrics import MetricsWriter, read_metrics
@@ -20,6 +19,7 @@ from trd_ray.report import write_report
 from trd_ray.report.charts import rewrite_panels
 from trd_ray.report.data import load_run
 from trd_ray.report.findings import duration, findings, headlines
+from trd_ray.roles import Role
 from trd_ray.run_folder import RunFolder
 from trd_ray.trajectory_log import write_trajectories
 from trd_ray.types import TrajectorySource
