@@ -74,9 +74,10 @@ class EnginePool:
         self._balancer = Balancer(num_slots=limits.num_slots)
         self._activity = activity
         self._queue = activity.queue(Role(role))
+        # A replacement goes on under the name of its place.
+        self._watched = [activity.add(actor.name, Role(role)) for actor in actors]
         for member in self._members:
             self._balancer.add(member.index)
-            activity.add(member.actor.name, Role(role))
         self._replacing: set[asyncio.Task[None]] = set()
         self._failure: Exception | None = None
         self._came_up = asyncio.Event()
@@ -166,7 +167,7 @@ class EnginePool:
                 member = self._members[await self._balancer.acquire(num_tokens)]
             life = member.life
             try:
-                with self._activity.serving(member.actor.name, stage):
+                with self._watched[member.index].serving(stage):
                     answer = await self._call(member, method, send)
             except Exception as error:
                 await self._blame(member, error, life=life)
@@ -301,7 +302,7 @@ class EnginePool:
         start = time.monotonic()
         try:
             async with asyncio.timeout(self._limits.replace_s):
-                with self._activity.down(member.actor.name):
+                with self._activity.down(self._watched[member.index].name):
                     await self._bring_up(member)
         except TrdRayError as error:
             member.is_up = False
