@@ -48,7 +48,9 @@ def check_without_inputs(
 
 def _check_machine(config: TrdConfig, *, no_ray: bool) -> None:
     check_packages((*(() if no_ray else REAL_STACK), *_TASK_PACKAGES.get(config.data.task, ())))
-    if not no_ray:
+    if no_ray:
+        check_one_process(config)
+    else:
         check_resources(config, placement_plan(config))
         check_ports(config)
 
@@ -57,6 +59,20 @@ def _check_models(config: TrdConfig, *, student: ModelFacts, teacher: ModelFacts
     check_context(config, student=student, teacher=teacher)
     check_scored_lengths(config, student=student, teacher=teacher)
     check_prefill_lengths(config)
+
+
+def check_one_process(config: TrdConfig) -> None:
+    """Generator and learner are one module there: it cannot answer while it is trained."""
+    if config.pipeline.max_staleness:
+        raise ConfigError(
+            describe(
+                "generation cannot run ahead of the learner in one process",
+                where="pipeline.max_staleness",
+                got=config.pipeline.max_staleness,
+                expected="0 with --no-ray",
+                remedy="leave out --no-ray, or set pipeline.max_staleness=0",
+            )
+        )
 
 
 def check_packages(needed: tuple[str, ...]) -> None:
