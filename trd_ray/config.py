@@ -582,8 +582,9 @@ class WeightSyncConfig:
     host: str = "127.0.0.1"
     """Address on which the learner's first rank meets generators and other ranks. Loopback is right
     on one machine; on several, that node's address."""
-    bucket_mib: int = 64
-    """Weights sent at once, in MiB. 1 or more."""
+    bucket_mib: int = 8
+    """Weights sent at once, in MiB; while one bucket travels the next is filled and the last is loaded.
+    8 stays in a CPU's cache. 1 or more."""
     verify: bool = True
     """Compare checksums of the generators' loaded weights with the learner's after each push."""
 
