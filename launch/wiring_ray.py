@@ -22,7 +22,7 @@ from actors.placement import gpu_ids, reserve
 from actors.pool import EnginePool, PoolLimits
 from actors.turns import RayTenant, ray_turns
 from actors.weight_sync import PushGroup, RayWeightSync
-from launch.ray_actors import ActorMaker
+from launch.ray_actors import REAL_ACTORS, ActorClasses, ActorMaker
 from trd_ray.activity import RoleActivity
 from trd_ray.activity_records import LEARNER
 from trd_ray.assembly import Roles, RunInputs
@@ -70,23 +70,31 @@ class RayRoles:
 
 @asynccontextmanager
 async def ray_roles(
-    config: TrdConfig, inputs: RunInputs, folder: RunFolder, activity: RoleActivity
+    config: TrdConfig,
+    inputs: RunInputs,
+    folder: RunFolder,
+    activity: RoleActivity,
+    classes: ActorClasses = REAL_ACTORS,
 ) -> AsyncIterator[Roles]:
     """The roles of a run over Ray; nothing is left running afterwards."""
-    async with ray_run(config, inputs, folder, activity) as running:
+    async with ray_run(config, inputs, folder, activity, classes) as running:
         yield running.roles
 
 
 @asynccontextmanager
 async def ray_run(
-    config: TrdConfig, inputs: RunInputs, folder: RunFolder, activity: RoleActivity
+    config: TrdConfig,
+    inputs: RunInputs,
+    folder: RunFolder,
+    activity: RoleActivity,
+    classes: ActorClasses = REAL_ACTORS,
 ) -> AsyncIterator[RayRoles]:
     """As `ray_roles`, with the groups themselves.
 
     Raises `PlacementError`, or what an actor raises while it starts.
     """
     async with (
-        ray_groups(config, inputs, placement_plan(config), activity) as groups,
+        ray_groups(config, inputs, placement_plan(config), activity, classes) as groups,
         AsyncExitStack() as watching,
     ):
         roles = await _connect(config, groups, folder, activity)
@@ -113,6 +121,7 @@ async def ray_groups(
     inputs: RunInputs | ModelPaths,
     plan: PlacementPlan,
     activity: RoleActivity,
+    classes: ActorClasses = REAL_ACTORS,
 ) -> AsyncIterator[RayGroups]:
     """The actors of a plan, created but not set up; nothing is left running afterwards.
 
@@ -125,7 +134,7 @@ async def ray_groups(
         placement = await reserve(plan, timeout_s=config.timeouts.placement_s)
         try:
             gpus = await gpu_ids(plan, placement, timeout_s=config.timeouts.placement_s)
-            maker = ActorMaker(config, inputs, plan, placement, gpus=gpus)
+            maker = ActorMaker(config, inputs, plan, placement, gpus=gpus, classes=classes)
             groups = await _groups(config, maker, activity)
             try:
                 yield groups
