@@ -12,8 +12,8 @@ from ray.exceptions import RayTaskError
 
 from actors.calls import call
 from actors.engine import EngineFailedError
-from actors.members import Member, NamedActor, first_line
-from trd_ray.errors import ActorTimeoutError, LearnerLostError, describe
+from actors.members import Member, NamedActor
+from trd_ray.errors import ActorTimeoutError, LearnerLostError, brief, describe
 
 _GRACE_S = 5.0
 
@@ -105,7 +105,7 @@ def _require_ranks(ranks: Mapping[str, asyncio.Future[Any]], method: str) -> Non
                 describe(
                     "a learner rank is lost",
                     where=f"{name}.{method}",
-                    got=first_line(error),
+                    got=brief(error),
                     expected="an answer of every rank",
                     remedy=f"see the log of {name}",
                 )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.calls import call
-from actors.members import NamedActor, first_line, kill, locate
+from actors.members import NamedActor, kill, locate
 from trd_ray.batching import part_for_rank
 from trd_ray.errors import (
     ActorLostError,
@@ -16,6 +16,7 @@ from trd_ray.errors import (
     DiskError,
     LearnerLostError,
     TrdRayError,
+    brief,
     describe,
 )
 from trd_ray.types import FloatArray, IntArray, LearnerStep, TrainingBatch
@@ -135,7 +136,7 @@ async def all_ranks(calls: Sequence[asyncio.Future[Any]], *, names: Sequence[str
         describe(
             "a learner rank is lost",
             where=f"{name}.{method}",
-            got=first_line(error),
+            got=brief(error),
             expected="an answer of every rank",
             remedy=f"see the log of {name} (out of memory is the usual reason)",
         )

@@ -17,7 +17,7 @@ from actors.cluster import actor_log_folder, join_cluster, leave_cluster
 from actors.handles import RayGenerators, RayTeachers
 from actors.learner_group import RayLearner
 from actors.learner_senders import Which
-from actors.members import NamedActor, first_line, kill
+from actors.members import NamedActor, kill
 from actors.placement import gpu_ids, reserve
 from actors.pool import EnginePool, PoolLimits
 from actors.turns import RayTenant, ray_turns
@@ -29,7 +29,7 @@ from trd_ray.assembly import Roles, RunInputs
 from trd_ray.buffer_log import run_log
 from trd_ray.config import EngineConfig, FaultConfig, TrdConfig
 from trd_ray.device_turns import Residence
-from trd_ray.errors import ActorTimeoutError, PlacementError, RunFailedError, describe
+from trd_ray.errors import ActorTimeoutError, PlacementError, RunFailedError, brief, describe
 from trd_ray.placement_plan import PlacementPlan, generator_plan, placement_plan
 from trd_ray.recovery import Past, RecoveringLearner
 from trd_ray.replay_plan import ModelPaths
@@ -286,4 +286,4 @@ async def _end(actor: NamedActor) -> None:
     try:
         await call(actor.handle.shutdown.remote(), actor=actor.name, method="shutdown", timeout_s=_SHUTDOWN_S)
     except (ActorTimeoutError, RunFailedError, RayError) as error:
-        log.warning("%s did not end by itself: %s", actor.name, first_line(error))
+        log.warning("%s did not end by itself: %s", actor.name, brief(error))

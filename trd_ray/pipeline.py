@@ -30,7 +30,7 @@ from trd_ray.buffer import TrajectoryBuffer
 from trd_ray.choices import Reward
 from trd_ray.collector import StepCollector
 from trd_ray.config import TrdConfig
-from trd_ray.errors import RunFailedError, TrdRayError, describe
+from trd_ray.errors import RunFailedError, TrdRayError, brief, describe
 from trd_ray.evaluator import Evaluator
 from trd_ray.feed import PromptFeed
 from trd_ray.interfaces import DeviceTurns, Learner, WeightSync
@@ -329,7 +329,7 @@ class Pipeline:
         try:
             await self._checkpoint()
         except (TrdRayError, OSError) as error:
-            log.warning("no checkpoint after the failure: %s", str(error).splitlines()[0])
+            log.warning("no checkpoint after the failure: %s", brief(error))
 
     def _run_state(self) -> RunState:
         return RunState(
