@@ -1,4 +1,6 @@
-"""Many runs, each with the fault of its seed: `python -m tests.e2e.chaos.campaign --seeds 0..99 --out FILE.json`.
+"""Many runs, each with the fault of its seed.
+
+    python -m tests.e2e.chaos.campaign --seeds 0..99 --out docs/data/chaos.json
 
 One at a time. What is in the file already is skipped, so that a campaign can be broken off and continued.
 With `--table PAGE.md` the table in a page is made anew from the file, and nothing is run.

@@ -158,8 +158,10 @@ def draw(seed: int) -> Fault:
     kind, target, moment = shuffled[seed % len(shuffled)]
     rng = random.Random(seed)
     limit_s = LIMIT_S.get(moment, START_S)
-    # What is in a run's every step may strike at any; a checkpoint there is only every second step.
-    last = {Moment.START: 1, Moment.CHECKPOINT: 2, Moment.LEARN: 4, Moment.SYNC: 5}.get(moment, 12)
+    # A checkpoint is there every second step, a stage of the engines once a step at least; an actor that
+    # fails by itself counts its own calls, of which there are more.
+    entries = 12 if kind in IN_ACTOR else 4
+    last = {Moment.START: 1, Moment.CHECKPOINT: 2, Moment.LEARN: 4, Moment.SYNC: 5}.get(moment, entries)
     # Torn files are of interest once there is a checkpoint.
     first = 4 if kind in TORN else 1
     return Fault(
