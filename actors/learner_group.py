@@ -55,15 +55,22 @@ class RayLearner:
         return self._ranks
 
     async def setup(self) -> None:
-        """Load models and form the group; once for each set of actors, before anything else."""
-        await asyncio.gather(*(locate(rank, timeout_s=self._start_s) for rank in self._ranks))
+        """Load models and form the group; once for each set of actors, before anything else.
+
+        Raises as `all_ranks`: a rank that dies here is a rank that is lost.
+        """
+        names = [rank.name for rank in self._ranks]
+        locating = [asyncio.ensure_future(locate(rank, timeout_s=self._start_s)) for rank in self._ranks]
+        await all_ranks(locating, names=names, method="whereabouts")
         first = self._ranks[0]
-        address, port = await call(
+        finding = call(
             first.handle.find_master.remote(self._host),
             actor=first.name,
             method="find_master",
             timeout_s=self._start_s,
         )
+        found = await all_ranks([asyncio.ensure_future(finding)], names=names[:1], method="find_master")
+        address, port = found[0]
         refs = [rank.handle.setup.remote(address, port) for rank in self._ranks]
         await self._all(refs, "setup", timeout_s=self._start_s)
 

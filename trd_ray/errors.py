@@ -75,6 +75,9 @@ def brief(error: BaseException) -> str:
     >>> brief(RunFailedError(describe("no answer", where="a.b", got="silence", expected="c", remedy="d")))
     'no answer: a.b: silence'
     """
-    what, _, rest = (str(error) or repr(error)).partition(_WHERE)
+    # What an actor raised comes wrapped, with the actor's stack as its message.
+    cause = getattr(error, "cause", None)
+    inner = cause if isinstance(cause, BaseException) else error
+    what, _, rest = (str(inner) or repr(inner)).partition(_WHERE)
     where, _, got = rest.partition(_GOT)
     return ": ".join(part.splitlines()[0] for part in (what, where, got) if part)

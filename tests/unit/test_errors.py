@@ -29,3 +29,9 @@ SLOW = describe(
 )
 def test_one_line_says_what_and_where_and_what_was_found(error: Exception, line: str):
     assert brief(error) == line
+
+
+def test_what_an_actor_raised_is_told_and_not_where_its_stack_was():
+    wrapped = RuntimeError("ray::Rank.push() (pid=1)\n  File ...")
+    wrapped.cause = ActorTimeoutError(SLOW)  # type: ignore[attr-defined]
+    assert brief(wrapped) == brief(wrapped.cause)
