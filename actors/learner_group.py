@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.calls import call
-from actors.members import NamedActor, first_line, kill, locate
+from actors.members import NamedActor, kill, locate
 from trd_ray.batching import part_for_rank
 from trd_ray.errors import (
     ActorLostError,
@@ -16,6 +16,7 @@ from trd_ray.errors import (
     DiskError,
     LearnerLostError,
     TrdRayError,
+    brief,
     describe,
 )
 from trd_ray.types import FloatArray, IntArray, LearnerStep, TrainingBatch
@@ -54,15 +55,22 @@ class RayLearner:
         return self._ranks
 
     async def setup(self) -> None:
-        """Load models and form the group; once for each set of actors, before anything else."""
-        await asyncio.gather(*(locate(rank, timeout_s=self._start_s) for rank in self._ranks))
+        """Load models and form the group; once for each set of actors, before anything else.
+
+        Raises as `all_ranks`: a rank that dies here is a rank that is lost.
+        """
+        names = [rank.name for rank in self._ranks]
+        locating = [asyncio.ensure_future(locate(rank, timeout_s=self._start_s)) for rank in self._ranks]
+        await all_ranks(locating, names=names, method="whereabouts")
         first = self._ranks[0]
-        address, port = await call(
+        finding = call(
             first.handle.find_master.remote(self._host),
             actor=first.name,
             method="find_master",
             timeout_s=self._start_s,
         )
+        found = await all_ranks([asyncio.ensure_future(finding)], names=names[:1], method="find_master")
+        address, port = found[0]
         refs = [rank.handle.setup.remote(address, port) for rank in self._ranks]
         await self._all(refs, "setup", timeout_s=self._start_s)
 
@@ -135,7 +143,7 @@ async def all_ranks(calls: Sequence[asyncio.Future[Any]], *, names: Sequence[str
         describe(
             "a learner rank is lost",
             where=f"{name}.{method}",
-            got=first_line(error),
+            got=brief(error),
             expected="an answer of every rank",
             remedy=f"see the log of {name} (out of memory is the usual reason)",
         )

@@ -14,7 +14,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.calls import call
-from trd_ray.errors import ActorTimeoutError, RunFailedError
+from trd_ray.errors import ActorTimeoutError, RunFailedError, brief
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ async def _kill_there(name: str, process: Process) -> None:
         await call(ref, actor=f"node of {name}", method="kill", timeout_s=_KILL_S)
     except (ActorTimeoutError, RunFailedError, RayError) as error:
         # The node is gone, and the process with it.
-        log.warning("%s could not be killed: %s", name, first_line(error))
+        log.warning("%s could not be killed: %s", name, brief(error))
 
 
 def kill_tree(pid: int) -> None:
@@ -138,8 +138,3 @@ def _end(family: list[psutil.Process], *, grace_s: float) -> None:
 
 
 _kill_tree_there = ray.remote(num_cpus=0, max_retries=0)(kill_tree)
-
-
-def first_line(error: BaseException) -> str:
-    """For a log: the rest of the message comes with the error, if it ends the run."""
-    return (str(error) or repr(error)).splitlines()[0]

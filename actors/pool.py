@@ -18,12 +18,12 @@ from typing import Any
 
 from actors.calls import call
 from actors.engine import EngineFailedError
-from actors.members import Life, Member, NamedActor, first_line, kill, locate
+from actors.members import Life, Member, NamedActor, kill, locate
 from trd_ray.activity import RoleActivity
 from trd_ray.activity_records import Tally
 from trd_ray.balancer import Balancer
 from trd_ray.config import FaultConfig
-from trd_ray.errors import ActorLostError, ActorTimeoutError, RunFailedError, TrdRayError, describe
+from trd_ray.errors import ActorLostError, ActorTimeoutError, RunFailedError, TrdRayError, brief, describe
 from trd_ray.outcomes import RejectReason
 from trd_ray.roles import Role
 
@@ -232,7 +232,7 @@ class EnginePool:
 
     def _note_nonsense(self, member: Member, error: Exception) -> None:
         member.num_nonsense += 1
-        log.warning("%s: %s", member.actor.name, first_line(error))
+        log.warning("%s: %s", member.actor.name, brief(error))
         if member.num_nonsense >= self._faults.max_nonsense:
             self.lose(member, error)
 
@@ -275,7 +275,7 @@ class EnginePool:
             member.actor.name,
             self.num_restarts,
             self._faults.max_restarts,
-            first_line(error),
+            brief(error),
         )
         task = asyncio.create_task(self._replace(member))
         self._replacing.add(task)

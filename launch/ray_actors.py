@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ray.util.placement_group import PlacementGroup
@@ -24,6 +25,19 @@ from trd_ray.roles import Role
 _CONCURRENT_CALLS = 100_000
 
 
+@dataclass(frozen=True, kw_only=True)
+class ActorClasses:
+    """Ray's class of each role's actors. Others take their place where a failure is rehearsed."""
+
+    # Ray generates the types of its classes at run time.
+    generator: Any = GeneratorActor
+    teacher: Any = TeacherActor
+    learner: Any = LearnerRankActor
+
+
+REAL_ACTORS = ActorClasses()
+
+
 class ActorMaker:
     """Makes the actors of a run, each by its role and its index."""
 
@@ -35,6 +49,7 @@ class ActorMaker:
         placement: PlacementGroup,
         *,
         gpus: Mapping[int, Sequence[str]],
+        classes: ActorClasses = REAL_ACTORS,
     ) -> None:
         """
         Args:
@@ -45,6 +60,7 @@ class ActorMaker:
         self._plan = plan
         self._placement = placement
         self._gpus = gpus
+        self._classes = classes
 
     @property
     def shares_devices(self) -> bool:
@@ -71,7 +87,7 @@ class ActorMaker:
 
     def _learner(self, index: int, options: dict[str, Any]) -> Any:  # noqa: ANN401 - Ray's handles have no type
         config, inputs = self._config, self._inputs
-        return LearnerRankActor.options(**options).remote(
+        return self._classes.learner.options(**options).remote(
             config.learner,
             student=inputs.student_path.resolve(),
             teacher=inputs.teacher_path.resolve(),
@@ -85,12 +101,12 @@ class ActorMaker:
         )
 
     def _generator(self, index: int, options: dict[str, Any]) -> Any:  # noqa: ANN401 - likewise
-        return GeneratorActor.options(**options, max_concurrency=_CONCURRENT_CALLS).remote(
+        return self._classes.generator.options(**options, max_concurrency=_CONCURRENT_CALLS).remote(
             _generator_engine(self._config, self._inputs, index=index)
         )
 
     def _teacher(self, index: int, options: dict[str, Any]) -> Any:  # noqa: ANN401 - likewise
-        return TeacherActor.options(**options, max_concurrency=_CONCURRENT_CALLS).remote(
+        return self._classes.teacher.options(**options, max_concurrency=_CONCURRENT_CALLS).remote(
             model=self._inputs.teacher_path.resolve(),
             engine=_teacher_engine(self._config, self._inputs, index=index),
             scorer=_scorer(self._config),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,8 +42,15 @@ class _Start:
     first_step: int
 
 
-def train(config: TrdConfig, *, resume: bool, no_ray: bool) -> int:
+Wiring = Callable[[TrdConfig, RunInputs, RunFolder, RoleActivity], AbstractAsyncContextManager[Roles]]
+"""Makes the roles of a run."""
+
+
+def train(config: TrdConfig, *, resume: bool, no_ray: bool, wiring: Wiring | None = None) -> int:
     """Run to the end. Returns the exit code: 0 done, 1 stopped by a signal (after a checkpoint).
+
+    Args:
+        wiring: in place of the real one, to rehearse failures.
 
     Raises the errors of `check_run` before anything is started, and those of the roles after.
     """
@@ -58,7 +65,9 @@ def train(config: TrdConfig, *, resume: bool, no_ray: bool) -> int:
     with folder.locked():
         start = _resume(folder, config) if resume else _Start(folder=folder, checkpoint=None, first_step=1)
         folder.config.write_text(dump_config(config), encoding="utf-8")
-        result = started(lambda: asyncio.run(_run(config, inputs, start, no_ray=no_ray)))
+        result = started(
+            lambda: asyncio.run(_run(config, inputs, start, wiring or _wiring(no_ray=no_ray), no_ray=no_ray))
+        )
         _close(folder, result)
     return 1 if result.interrupted else 0
 
@@ -85,7 +94,9 @@ def _resume(folder: RunFolder, config: TrdConfig) -> _Start:
     return _Start(folder=folder, checkpoint=checkpoint.path, first_step=checkpoint.learner_step + 1)
 
 
-async def _run(config: TrdConfig, inputs: RunInputs, start: _Start, *, no_ray: bool) -> RunResult:
+async def _run(
+    config: TrdConfig, inputs: RunInputs, start: _Start, wiring: Wiring, *, no_ray: bool
+) -> RunResult:
     evaluated = {report.learner_step for report in read_evals(start.folder.eval)}
     activity = RoleActivity()
     with (
@@ -102,7 +113,7 @@ async def _run(config: TrdConfig, inputs: RunInputs, start: _Start, *, no_ray: b
         Signals() as signals,
     ):
         progress.on_stage("start", 0, 1)
-        async with _wiring(config, inputs, start.folder, activity, no_ray=no_ray) as roles:
+        async with wiring(config, inputs, start.folder, activity) as roles:
             observers = [writer, progress, *_cluster_observers(no_ray=no_ray)]
             pipeline = build_pipeline(
                 config,
@@ -136,16 +147,14 @@ def _tracing(config: TrdConfig, start: _Start, activity: RoleActivity) -> Iterat
         yield
 
 
-def _wiring(
-    config: TrdConfig, inputs: RunInputs, folder: RunFolder, activity: RoleActivity, *, no_ray: bool
-) -> AbstractAsyncContextManager[Roles]:
+def _wiring(*, no_ray: bool) -> Wiring:
     if no_ray:
         from launch.wiring_local import local_roles
 
-        return local_roles(config, inputs)
+        return lambda config, inputs, _folder, _activity: local_roles(config, inputs)
     from launch.wiring_ray import ray_roles
 
-    return ray_roles(config, inputs, folder, activity)
+    return ray_roles
 
 
 def _close(folder: RunFolder, result: RunResult) -> None:

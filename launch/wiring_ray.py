@@ -17,19 +17,19 @@ from actors.cluster import actor_log_folder, join_cluster, leave_cluster
 from actors.handles import RayGenerators, RayTeachers
 from actors.learner_group import RayLearner
 from actors.learner_senders import Which
-from actors.members import NamedActor, first_line, kill
+from actors.members import NamedActor, kill
 from actors.placement import gpu_ids, reserve
 from actors.pool import EnginePool, PoolLimits
 from actors.turns import RayTenant, ray_turns
 from actors.weight_sync import PushGroup, RayWeightSync
-from launch.ray_actors import ActorMaker
+from launch.ray_actors import REAL_ACTORS, ActorClasses, ActorMaker
 from trd_ray.activity import RoleActivity
 from trd_ray.activity_records import LEARNER
 from trd_ray.assembly import Roles, RunInputs
 from trd_ray.buffer_log import run_log
 from trd_ray.config import EngineConfig, FaultConfig, TrdConfig
 from trd_ray.device_turns import Residence
-from trd_ray.errors import ActorTimeoutError, PlacementError, RunFailedError, describe
+from trd_ray.errors import ActorTimeoutError, PlacementError, RunFailedError, brief, describe
 from trd_ray.placement_plan import PlacementPlan, generator_plan, placement_plan
 from trd_ray.recovery import Past, RecoveringLearner
 from trd_ray.replay_plan import ModelPaths
@@ -70,23 +70,31 @@ class RayRoles:
 
 @asynccontextmanager
 async def ray_roles(
-    config: TrdConfig, inputs: RunInputs, folder: RunFolder, activity: RoleActivity
+    config: TrdConfig,
+    inputs: RunInputs,
+    folder: RunFolder,
+    activity: RoleActivity,
+    classes: ActorClasses = REAL_ACTORS,
 ) -> AsyncIterator[Roles]:
     """The roles of a run over Ray; nothing is left running afterwards."""
-    async with ray_run(config, inputs, folder, activity) as running:
+    async with ray_run(config, inputs, folder, activity, classes) as running:
         yield running.roles
 
 
 @asynccontextmanager
 async def ray_run(
-    config: TrdConfig, inputs: RunInputs, folder: RunFolder, activity: RoleActivity
+    config: TrdConfig,
+    inputs: RunInputs,
+    folder: RunFolder,
+    activity: RoleActivity,
+    classes: ActorClasses = REAL_ACTORS,
 ) -> AsyncIterator[RayRoles]:
     """As `ray_roles`, with the groups themselves.
 
     Raises `PlacementError`, or what an actor raises while it starts.
     """
     async with (
-        ray_groups(config, inputs, placement_plan(config), activity) as groups,
+        ray_groups(config, inputs, placement_plan(config), activity, classes) as groups,
         AsyncExitStack() as watching,
     ):
         roles = await _connect(config, groups, folder, activity)
@@ -113,6 +121,7 @@ async def ray_groups(
     inputs: RunInputs | ModelPaths,
     plan: PlacementPlan,
     activity: RoleActivity,
+    classes: ActorClasses = REAL_ACTORS,
 ) -> AsyncIterator[RayGroups]:
     """The actors of a plan, created but not set up; nothing is left running afterwards.
 
@@ -125,7 +134,7 @@ async def ray_groups(
         placement = await reserve(plan, timeout_s=config.timeouts.placement_s)
         try:
             gpus = await gpu_ids(plan, placement, timeout_s=config.timeouts.placement_s)
-            maker = ActorMaker(config, inputs, plan, placement, gpus=gpus)
+            maker = ActorMaker(config, inputs, plan, placement, gpus=gpus, classes=classes)
             groups = await _groups(config, maker, activity)
             try:
                 yield groups
@@ -277,4 +286,4 @@ async def _end(actor: NamedActor) -> None:
     try:
         await call(actor.handle.shutdown.remote(), actor=actor.name, method="shutdown", timeout_s=_SHUTDOWN_S)
     except (ActorTimeoutError, RunFailedError, RayError) as error:
-        log.warning("%s did not end by itself: %s", actor.name, first_line(error))
+        log.warning("%s did not end by itself: %s", actor.name, brief(error))

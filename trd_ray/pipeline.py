@@ -30,7 +30,7 @@ from trd_ray.buffer import TrajectoryBuffer
 from trd_ray.choices import Reward
 from trd_ray.collector import StepCollector
 from trd_ray.config import TrdConfig
-from trd_ray.errors import RunFailedError, TrdRayError, describe
+from trd_ray.errors import RunFailedError, TrdRayError, brief, describe
 from trd_ray.evaluator import Evaluator
 from trd_ray.feed import PromptFeed
 from trd_ray.interfaces import DeviceTurns, Learner, WeightSync
@@ -47,7 +47,7 @@ from trd_ray.stage_clock import Stage, StageClock
 from trd_ray.staleness import check_staleness
 from trd_ray.step_batch import step_batch
 from trd_ray.step_stages import StepStages
-from trd_ray.types import Trajectory
+from trd_ray.types import SyncReport, Trajectory, nothing_pushed
 
 log = logging.getLogger(__name__)
 
@@ -275,23 +275,30 @@ class Pipeline:
         with self._clock.stage(Stage.LEARN):
             await self._turns.begin(Stage.LEARN)
             learned = await self._learner.learn(batch)
+        self._learner_step = learned.learner_step
+        before, self._counted = self._counted, self._ledger.end(trajectories)
+        synced = nothing_pushed(learned.policy_version)
+        try:
+            synced = await self._push(learned.policy_version)
+        finally:
+            # The step is made, also if the push fails: a checkpoint that is written then holds it.
+            metrics = step_metrics(
+                trajectories,
+                step=learned,
+                sync=synced,
+                times=self._clock.lap(),
+                staleness_max=staleness_max,
+                prompts_in=before.num_pending + self._counted.num_in - before.num_in,
+                prompts_pending=self._counted.num_pending,
+                activity=self._activity.lap(learner_step=step),
+            )
+            self._observer.on_step(metrics)
+
+    async def _push(self, policy_version: int) -> SyncReport:
         self._observer.on_stage(Stage.SYNC, 0, 1)
         with self._clock.stage(Stage.SYNC):
             await self._turns.begin(Stage.SYNC)
-            synced = await self._weight_sync.push(learned.policy_version)
-        self._learner_step = learned.learner_step
-        before, self._counted = self._counted, self._ledger.end(trajectories)
-        metrics = step_metrics(
-            trajectories,
-            step=learned,
-            sync=synced,
-            times=self._clock.lap(),
-            staleness_max=staleness_max,
-            prompts_in=before.num_pending + self._counted.num_in - before.num_in,
-            prompts_pending=self._counted.num_pending,
-            activity=self._activity.lap(learner_step=step),
-        )
-        self._observer.on_step(metrics)
+            return await self._weight_sync.push(policy_version)
 
     async def _after_step(self) -> None:
         step, run = self._learner_step, self._config.run
@@ -329,7 +336,7 @@ class Pipeline:
         try:
             await self._checkpoint()
         except (TrdRayError, OSError) as error:
-            log.warning("no checkpoint after the failure: %s", str(error).splitlines()[0])
+            log.warning("no checkpoint after the failure: %s", brief(error))
 
     def _run_state(self) -> RunState:
         return RunState(

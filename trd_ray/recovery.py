@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from trd_ray.config import LearnerConfig, MethodConfig
-from trd_ray.errors import LearnerLostError, RunFailedError, describe
+from trd_ray.errors import LearnerLostError, RunFailedError, brief, describe
 from trd_ray.interfaces import Learner, WeightSync
 from trd_ray.outcomes import Outcome
 from trd_ray.run_folder import RunFolder
@@ -121,7 +121,7 @@ class RecoveringLearner:
                 "the learner is started anew (%d of %d): %s",
                 self.num_restarts,
                 self._max_restarts,
-                str(error).splitlines()[0],
+                brief(error),
             )
             try:
                 with self._down():

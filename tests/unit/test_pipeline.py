@@ -48,6 +48,7 @@ from trd_ray.types import (
     RefinePrompt,
     Rollout,
     StopReason,
+    SyncReport,
     TeacherContext,
     TrajectorySource,
 )
@@ -576,3 +577,26 @@ async def test_a_role_that_fails_leaves_a_checkpoint_of_what_was_learnt(tmp_path
         await run.pipeline.run()
     checkpoint = run.folder.latest_checkpoint()
     assert checkpoint is not None and checkpoint.learner_step == 2
+
+
+async def test_a_push_that_fails_leaves_a_checkpoint_of_the_step_that_was_learnt(tmp_path: Path):
+    run = make_run(tmp_path, run=RunConfig(dir=str(tmp_path / "run"), num_steps=3, checkpoint_every=0))
+    push = run.sync.push
+
+    async def failing_push(policy_version: int) -> SyncReport:
+        if policy_version == 2:
+            raise RunFailedError("no generator is left")
+        return await push(policy_version)
+
+    run.sync.push = failing_push  # type: ignore[method-assign]
+    with pytest.raises(RunFailedError, match="no generator"):
+        await run.pipeline.run()
+    assert [m.learner_step for m in run.observer.steps] == [1, 2]
+    checkpoint = run.folder.latest_checkpoint()
+    assert checkpoint is not None and checkpoint.learner_step == 2
+
+    again = make_run(tmp_path, open_existing=True)
+    await again.pipeline.run(resume_from=checkpoint.path)
+    assert again.sync.pushed == [2, 3]
+    keys = [(r.prompt_id, r.epoch, r.sample_index) for r in read_trajectories(run.folder.trajectories)]
+    assert len(keys) == len(set(keys)) == 3 * 4
