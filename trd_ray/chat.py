@@ -13,6 +13,8 @@ A tokenizer must not be used by two threads at once.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -49,10 +51,10 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, user_message: str, *, enable
     Raises:
         ModelError: the chat template does not take the message over once and as it is.
     """
-    before, after = _template_parts(tokenizer, path=tokenizer.name_or_path, enable_thinking=enable_thinking)
+    frame = _frame(tokenizer, str(tokenizer.chat_template), len(tokenizer), enable_thinking)
+    special = frame.special_ids
     ids = _encode(tokenizer, _render(tokenizer, user_message, enable_thinking=enable_thinking))
-    special = frozenset(tokenizer.all_special_ids) | _added_special_ids(tokenizer)
-    own = [i for part in (before, after) for i in _encode(tokenizer, part) if i in special]
+    own = [i for part in (frame.before, frame.after) for i in part if i in special]
     if [i for i in ids if i in special] != own:
         message_ids = tokenizer.encode(user_message, add_special_tokens=False, split_special_tokens=True)
         # The unknown token is special too, and right for a character that the vocabulary lacks.
@@ -67,8 +69,33 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, user_message: str, *, enable
                     remedy="remove such text from the data, or use a model with a fast tokenizer",
                 )
             )
-        ids = [*_encode(tokenizer, before), *message_ids, *_encode(tokenizer, after)]
+        ids = [*frame.before, *message_ids, *frame.after]
     return np.asarray(ids, dtype=np.int32)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Frame:
+    """What of a prompt is the same for every message."""
+
+    before: tuple[int, ...]
+    """Tokens of the template's own text before the message."""
+    after: tuple[int, ...]
+    special_ids: frozenset[int]
+    """Of the tokenizer."""
+
+
+# Prompts are encoded in the driver, two a trajectory, and finding the frame costs more than the rest.
+@lru_cache(maxsize=16)
+def _frame(
+    tokenizer: PreTrainedTokenizerBase, chat_template: str, num_tokens: int, enable_thinking: bool
+) -> _Frame:
+    """Template and number of tokens are arguments because they may be changed on the same tokenizer."""
+    before, after = _template_parts(tokenizer, path=tokenizer.name_or_path, enable_thinking=enable_thinking)
+    return _Frame(
+        before=tuple(_encode(tokenizer, before)),
+        after=tuple(_encode(tokenizer, after)),
+        special_ids=frozenset(tokenizer.all_special_ids) | _added_special_ids(tokenizer),
+    )
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, message: str, *, enable_thinking: bool) -> str:
