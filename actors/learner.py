@@ -109,8 +109,9 @@ class LearnerRank(Locatable):
         """An address and a free port on this node at which the ranks can meet; for rank 0.
 
         Args:
-            host: address of this node towards the other ranks; empty asks Ray. Give 127.0.0.1 if
-                all ranks are on one machine.
+            host: of `meeting_host`: an address of this node, or empty for the one that Ray knows it by.
+
+        Raises `PlacementError` if the node has no such address.
         """
         return self._meeting.find_master(host)
 

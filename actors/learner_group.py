@@ -33,19 +33,20 @@ class RayLearner:
         ranks: Sequence[NamedActor],
         *,
         create: Callable[[int], NamedActor],
-        host: str,
+        host: Callable[[], str],
         start_s: float,
         timeout_s: float,
     ) -> None:
         """
         Args:
             create: makes the actor of a rank anew, after the old one is killed.
-            host: address on which the ranks meet.
+            host: where the ranks meet, of `meeting_host`; asked for each set of actors.
             start_s: limit of loading the model, in seconds; `timeout_s` that of every other call.
         """
         self._ranks = tuple(ranks)
         self._create = create
         self._host = host
+        self._address: str | None = None
         self._start_s = start_s
         self._timeout_s = timeout_s
 
@@ -54,24 +55,32 @@ class RayLearner:
         """The present ones; other actors after `restart`."""
         return self._ranks
 
+    @property
+    def address(self) -> str:
+        """Of the first rank's node, where the ranks met. Raises `RuntimeError` before `setup`."""
+        if self._address is None:
+            raise RuntimeError("RayLearner.address: the ranks have not met; call setup first")
+        return self._address
+
     async def setup(self) -> None:
         """Load models and form the group; once for each set of actors, before anything else.
 
-        Raises as `all_ranks`: a rank that dies here is a rank that is lost.
+        Raises as `all_ranks`: a rank that dies here is a rank that is lost. Raises `PlacementError` if the
+        first rank cannot be met at the configured address.
         """
         names = [rank.name for rank in self._ranks]
         locating = [asyncio.ensure_future(locate(rank, timeout_s=self._start_s)) for rank in self._ranks]
         await all_ranks(locating, names=names, method="whereabouts")
         first = self._ranks[0]
         finding = call(
-            first.handle.find_master.remote(self._host),
+            first.handle.find_master.remote(self._host()),
             actor=first.name,
             method="find_master",
             timeout_s=self._start_s,
         )
         found = await all_ranks([asyncio.ensure_future(finding)], names=names[:1], method="find_master")
-        address, port = found[0]
-        refs = [rank.handle.setup.remote(address, port) for rank in self._ranks]
+        self._address, port = found[0]
+        refs = [rank.handle.setup.remote(self._address, port) for rank in self._ranks]
         await self._all(refs, "setup", timeout_s=self._start_s)
 
     async def restart(self) -> None:

@@ -46,6 +46,8 @@ class NamedActor:
     handle: Any  # Ray generates the type of a handle at run time
     process: Process | None = None
     """Known after `locate`."""
+    has_place: bool = True
+    """Some node has room for it; false while it waits for one."""
 
 
 async def locate(actor: NamedActor, *, timeout_s: float) -> None:

@@ -3,7 +3,7 @@
 A request goes to the member with the least to do. If that one dies, hangs or answers nonsense, the request
 goes to another, and the member is replaced in the background: the old process is killed, a new one started,
 and it serves once it has the weights that the others have. Replacements are bounded; after the last one the
-error that led to it ends the run.
+error that led to it ends the run. One that no node has room for waits, and the run goes on with the others.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from trd_ray.outcomes import RejectReason
 from trd_ray.roles import Role
 
 log = logging.getLogger(__name__)
+
+_PLACE_REPORT_S = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -301,9 +303,9 @@ class EnginePool:
     async def _replace(self, member: Member) -> None:
         start = time.monotonic()
         try:
-            async with asyncio.timeout(self._limits.replace_s):
+            async with asyncio.timeout(self._limits.replace_s) as limit:
                 with self._activity.down(self._watched[member.index].name):
-                    await self._bring_up(member)
+                    await self._bring_up(member, limit)
         except TrdRayError as error:
             member.is_up = False
             self._replace_or_fail(member, error)
@@ -315,9 +317,10 @@ class EnginePool:
         else:
             log.warning("%s serves again after %.1f s", member.actor.name, time.monotonic() - start)
 
-    async def _bring_up(self, member: Member) -> None:
+    async def _bring_up(self, member: Member, limit: asyncio.Timeout) -> None:
         await kill(member.actor)
         member.actor = self._create(member.index)
+        await self._find_place(member.actor, limit)
         await self._start(member)
         member.reborn()
         self._came_up.set()
@@ -325,6 +328,35 @@ class EnginePool:
             self.has_weights([member])
         else:
             await self._catch_up()
+
+    async def _find_place(self, actor: NamedActor, limit: asyncio.Timeout) -> None:
+        """Wait until the actor's process runs; `limit` starts anew as long as another member is up.
+
+        Raises `ActorTimeoutError` if none has been for `start_s` seconds.
+        """
+        clock = asyncio.get_running_loop().time
+        alone_since = clock()
+        while True:
+            try:
+                await locate(actor, timeout_s=min(_PLACE_REPORT_S, self._limits.start_s))
+            except ActorTimeoutError:
+                if self.up:
+                    alone_since = clock()
+                    limit.reschedule(alone_since + self._limits.replace_s)
+                elif clock() - alone_since >= self._limits.start_s:
+                    raise
+                if actor.has_place:
+                    log.warning(
+                        "%s waits for a node with room; of %d %ss %d go on",
+                        actor.name,
+                        len(self._members),
+                        self.role,
+                        len(self.up),
+                    )
+                actor.has_place = False
+            else:
+                actor.has_place = True
+                return
 
     def _too_slow(self, member: Member, elapsed_s: float) -> ActorTimeoutError:
         return ActorTimeoutError(

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 
-import ray
 from ray.exceptions import RayError
 from ray.util.placement_group import remove_placement_group
 
@@ -17,6 +16,7 @@ from actors.cluster import actor_log_folder, join_cluster, leave_cluster
 from actors.handles import RayGenerators, RayTeachers
 from actors.learner_group import RayLearner
 from actors.learner_senders import Which
+from actors.meeting_place import meeting_host
 from actors.members import NamedActor, kill
 from actors.placement import gpu_ids, reserve
 from actors.pool import EnginePool, PoolLimits
@@ -29,7 +29,7 @@ from trd_ray.assembly import Roles, RunInputs
 from trd_ray.buffer_log import run_log
 from trd_ray.config import EngineConfig, FaultConfig, TrdConfig
 from trd_ray.device_turns import Residence
-from trd_ray.errors import ActorTimeoutError, PlacementError, RunFailedError, brief, describe
+from trd_ray.errors import ActorTimeoutError, RunFailedError, brief
 from trd_ray.placement_plan import PlacementPlan, generator_plan, placement_plan
 from trd_ray.recovery import Past, RecoveringLearner
 from trd_ray.replay_plan import ModelPaths
@@ -129,7 +129,7 @@ async def ray_groups(
     """
     join_cluster(config.ray)
     try:
-        _check_meeting_place(config)
+        meeting_host(config.weight_sync)  # one that cannot do is refused before anything is started
         log.info("actor logs are in %s", actor_log_folder())
         placement = await reserve(plan, timeout_s=config.timeouts.placement_s)
         try:
@@ -146,21 +146,6 @@ async def ray_groups(
         leave_cluster()
 
 
-def _check_meeting_place(config: TrdConfig) -> None:
-    """Ranks and generators on other machines cannot meet at a loopback address."""
-    num_nodes = sum(node["Alive"] for node in ray.nodes())
-    if num_nodes > 1 and config.weight_sync.host.startswith("127."):
-        raise PlacementError(
-            describe(
-                "the actors may be on several machines, and would meet on loopback",
-                where="weight_sync.host",
-                got=f"{config.weight_sync.host}, {num_nodes} nodes",
-                expected="the address of the node of the first learner rank",
-                remedy="set weight_sync.host to the head node's address, and run the learner there",
-            )
-        )
-
-
 async def _groups(config: TrdConfig, maker: ActorMaker, activity: RoleActivity) -> RayGroups:
     """Engines first: where roles share devices, each finds room to start in once the last one sleeps."""
     pools = {}
@@ -175,7 +160,7 @@ async def _groups(config: TrdConfig, maker: ActorMaker, activity: RoleActivity) 
     learner = RayLearner(
         ranks,
         create=maker.maker(Role.LEARNER),
-        host=config.weight_sync.host,
+        host=lambda: meeting_host(config.weight_sync),
         start_s=config.timeouts.start_s,
         timeout_s=config.timeouts.learn_s,
     )
@@ -259,6 +244,7 @@ def _weight_sync(
     return RayWeightSync(
         config.weight_sync,
         learners=lambda: learner.ranks,
+        address=lambda: learner.address,
         generators=_push_group(Which.STUDENT, generators, config.generator.engine),
         teachers=followers,
         timeout_s=config.timeouts.sync_s,
@@ -283,6 +269,8 @@ async def _shut_down(groups: RayGroups) -> None:
 
 
 async def _end(actor: NamedActor) -> None:
+    if not actor.has_place:
+        return  # its process was never started
     try:
         await call(actor.handle.shutdown.remote(), actor=actor.name, method="shutdown", timeout_s=_SHUTDOWN_S)
     except (ActorTimeoutError, RunFailedError, RayError) as error:

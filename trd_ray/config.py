@@ -579,9 +579,10 @@ class WeightSyncConfig:
     """How weights go from the learner to the generators (and to teachers whose weights move)."""
 
     backend: SyncBackend = SyncBackend.CPU
-    host: str = "127.0.0.1"
-    """Address on which the learner's first rank meets generators and other ranks. Loopback is right
-    on one machine; on several, that node's address."""
+    host: str = "auto"
+    """The one address on which the learner's first rank meets engines and other ranks. `auto`: loopback
+    while all nodes of the cluster have the same address, else that of this rank's node, also after it
+    was started anew on another. An address is taken as it is, and binds the first rank to its node."""
     bucket_mib: int = 8
     """Weights sent at once, in MiB; while one bucket travels the next is filled and the last is loaded.
     8 stays in a CPU's cache. 1 or more."""
@@ -590,6 +591,11 @@ class WeightSyncConfig:
 
     def __post_init__(self) -> None:
         require_at_least("weight_sync.bucket_mib", self.bucket_mib, 1)
+
+    @property
+    def finds_host(self) -> bool:
+        """The address is looked for; none is given."""
+        return self.host in ("auto", "")
 
 
 @dataclass(frozen=True, kw_only=True)

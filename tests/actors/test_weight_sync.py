@@ -98,11 +98,14 @@ class Rig:
         return NamedActor(name="learner-0", handle=handle)
 
     async def connect(self, first: NamedActor) -> tuple[RayLearner, RayWeightSync]:
-        learner = RayLearner([first], create=never, host="127.0.0.1", start_s=LIMIT_S, timeout_s=LIMIT_S)
+        learner = RayLearner(
+            [first], create=never, host=lambda: "127.0.0.1", start_s=LIMIT_S, timeout_s=LIMIT_S
+        )
         await learner.setup()
         sync = RayWeightSync(
             WeightSyncConfig(bucket_mib=1),
             learners=lambda: learner.ranks,
+            address=lambda: learner.address,
             generators=push_group(Which.STUDENT, self.generator),
             teachers=push_group(Which.TEACHER, self.teacher),
             timeout_s=LIMIT_S,
