@@ -239,7 +239,8 @@ def _print_throughput(samples: list[Sample], options: Options, *, repeat: int) -
     print(
         f"throughput, recorder {options.recorder}, {options.tokens} tokens, repeat {repeat + 1}: "
         f"{last.num} trajectories, {num / (last.wall_s - first.wall_s):.0f}/s, "
-        f"{num / (last.cpu_s - first.cpu_s):.0f} a CPU second; RSS MiB: start {first.rss_mib:.0f}, at 10% {tenth.rss_mib:.0f}, end {last.rss_mib:.0f}; "
+        f"{num / (last.cpu_s - first.cpu_s):.0f} a CPU second; "
+        f"RSS MiB: start {first.rss_mib:.0f}, at 10% {tenth.rss_mib:.0f}, end {last.rss_mib:.0f}; "
         f"from 10% on {slope * 100_000:+.2f} MiB per 100,000",
         flush=True,
     )
