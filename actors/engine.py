@@ -20,20 +20,12 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from actors.engine_logprobs import token_logprobs
-from actors.engine_options import (
-    EngineOptions,
-    SamplingOptions,
-    sampling_params,
-    start_llm,
-)
+from actors.engine_options import EngineOptions, SamplingOptions, sampling_params, start_llm
+from actors.engine_sleep import change_residence
 from actors.environment import set_engine_environment
 from actors.weight_transfer import NCCL_BACKEND, WeightEndpoint
-from trd_ray.errors import (
-    ActorTimeoutError,
-    TrdRayError,
-    WeightSyncError,
-    describe,
-)
+from trd_ray.device_turns import Residence
+from trd_ray.errors import ActorTimeoutError, TrdRayError, WeightSyncError, describe
 from trd_ray.types import Completion, IntArray, StopReason
 from trd_ray.weights import WeightManifest
 
@@ -83,6 +75,7 @@ class Engine:
         self._policy_version = policy_version
         self._version_is_set = False
         self._failure: str | None = None
+        self._residence = Residence.AWAKE
         self._update_lock = asyncio.Lock()
         self._in_flight: set[str] = set()
         self._llm: AsyncLLM | None = start_llm(options)
@@ -134,6 +127,8 @@ class Engine:
         await self.start()
         self._require_usable(where)
         llm = self._live(where)
+        if self._residence is not Residence.AWAKE:
+            raise RuntimeError(f"{where}: this engine is {self._residence.value}; it is not its turn")
         self._in_flight.add(request_id)
         final: RequestOutput | None = None
         try:
@@ -170,6 +165,18 @@ class Engine:
             policy_version_min=min(versions, default=self._policy_version),
             policy_version_max=max(versions, default=self._policy_version),
         )
+
+    async def reside(self, residence: Residence, *, timeout_s: float) -> None:
+        """Hold so much of the devices; without sleep mode, only refuse requests unless awake.
+
+        Raises `ActorTimeoutError` after `timeout_s` seconds.
+        """
+        await self.start()
+        async with self._update_lock:
+            if self._options.sleep_mode:
+                change = change_residence(self._live("reside"), self._residence, residence)
+                await self._limited(change, f"reside({residence.value})", timeout_s)
+            self._residence = residence
 
     async def init_weight_transfer(self, endpoint: WeightEndpoint) -> None:
         """Join the sender's group; leaves an earlier one. Runs while the sender opens.
@@ -214,8 +221,9 @@ class Engine:
             start = time.perf_counter()
             touched = finished = False
             try:
-                # Clears the caches too: they hold what the old weights computed.
-                pause = llm.pause_generation(mode="keep", clear_cache=True)
+                # Clears the caches too: they hold what the old weights computed. This is
+                # `pause_generation` without the 20 ms that it sleeps so that callers see outputs in order.
+                pause = llm.engine_core.pause_scheduler_async(mode="keep", clear_cache=True)
                 await self._limited(pause, "pause_generation", timeout_s)
                 touched = True
                 loading = time.perf_counter()

@@ -48,6 +48,8 @@ class EngineOptions:
     """Tokens that the prefix cache keeps or drops together; None leaves it to vLLM (128 on a CPU)."""
     weight_transfer_backend: str | None = "cpu"
     """`cpu`, `nccl`, or None for an engine whose weights never change."""
+    sleep_mode: bool = False
+    """The engine can leave its GPUs to others for a time; see `engine_sleep`. Not on a CPU."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,6 +130,7 @@ def _engine_args(factory: type[AsyncEngineArgs], options: EngineOptions) -> Asyn
         # A prompt cut into pieces makes vLLM rewind the request's random generator, which a CPU
         # generator cannot do: the engine dies. Whole prompts never need it.
         enable_chunked_prefill=False if is_cpu else None,
+        enable_sleep_mode=options.sleep_mode,
         trust_remote_code=False,
         # Log-probabilities of the model's own distribution, before temperature, top-p and top-k.
         logprobs_mode="raw_logprobs",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
-import socket
 
+from actors.meeting_place import interface_of
+from actors.weight_transfer_group import local_address_towards
 from trd_ray.choices import Device, DType
 from trd_ray.config import LearnerConfig
 
@@ -40,9 +40,10 @@ def set_learner_environment(
     os.environ.setdefault("DS_LOG_LEVEL", "warning")
     if device == "cpu":
         os.environ["OMP_NUM_THREADS"] = str(threads)
-        interface = _loopback_interface() if _is_loopback(master_address) else None
+        interface = interface_of(local_address_towards(master_address, master_port))
         if interface is not None:
-            # gloo would listen on the address of the host name, which others can reach.
+            # gloo would listen on the address of the host name, which others than the ranks may reach,
+            # and the ranks on other nodes may not.
             os.environ["GLOO_SOCKET_IFNAME"] = interface
 
 
@@ -77,15 +78,3 @@ def deepspeed_config(config: LearnerConfig) -> dict[str, object]:
         "data_types": {"grad_accum_dtype": "fp32"},
         "steps_per_print": 1_000_000_000,
     }
-
-
-def _is_loopback(address: str) -> bool:
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return address == "localhost"
-
-
-def _loopback_interface() -> str | None:
-    names = [name for _, name in socket.if_nameindex()]
-    return next((name for name in ("lo", "lo0") if name in names), None)

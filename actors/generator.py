@@ -8,6 +8,7 @@ from actors.engine import Engine, EngineOptions, SamplingOptions
 from actors.engine_scoring import EngineScoring
 from actors.members import Locatable
 from actors.weight_transfer import WeightEndpoint
+from trd_ray.device_turns import Residence
 from trd_ray.types import Completion, FloatArray, IntArray
 from trd_ray.weights import WeightManifest
 
@@ -32,6 +33,9 @@ class GeneratorHolder(Locatable):
 
     async def token_logprobs(self, prompt_ids: IntArray, token_ids: IntArray) -> FloatArray:
         return await self._scoring.token_logprobs(prompt_ids, token_ids)
+
+    async def reside(self, residence: Residence, timeout_s: float) -> None:
+        await self._engine.reside(residence, timeout_s=timeout_s)
 
     async def init_weight_transfer(self, endpoint: WeightEndpoint) -> None:
         await self._engine.init_weight_transfer(endpoint)

@@ -6,9 +6,11 @@ import itertools
 
 from actors.engine import SamplingOptions
 from actors.pool import EnginePool
+from trd_ray.activity_records import VERIFY
 from trd_ray.answers import completion_fault, logprobs_fault, target_fault
 from trd_ray.config import SamplingConfig
 from trd_ray.errors import describe
+from trd_ray.stage_clock import Stage
 from trd_ray.types import (
     Completion,
     DraftVerdict,
@@ -33,6 +35,7 @@ class RayGenerators:
         answer: Completion = await self._pool.request(
             "generate",
             lambda actor: actor.generate.remote(prompt.token_ids, options, f"rollout-{next(self._ids)}"),
+            stage=Stage.ROLLOUT,
             num_tokens=len(prompt.token_ids) + sampling.max_tokens,
             fault=lambda answer: completion_fault(answer, max_tokens=sampling.max_tokens),
         )
@@ -42,6 +45,7 @@ class RayGenerators:
         logprobs: FloatArray = await self._pool.request(
             "token_logprobs",
             lambda actor: actor.token_logprobs.remote(prompt_ids, token_ids),
+            stage=Stage.SCORE,
             num_tokens=len(prompt_ids) + len(token_ids),
             fault=lambda answer: logprobs_fault(answer, num_tokens=len(token_ids)),
         )
@@ -62,6 +66,7 @@ class RayTeachers:
         answer: TeacherCompletion = await self._teachers("generate").request(
             "generate",
             lambda actor: actor.generate.remote(prompt_ids, options, f"teacher-{next(self._ids)}", top_k),
+            stage=Stage.REFINE,
             num_tokens=len(prompt_ids) + sampling.max_tokens,
             fault=lambda answer: completion_fault(answer.completion, max_tokens=sampling.max_tokens),
         )
@@ -71,6 +76,7 @@ class RayTeachers:
         target: TeacherHidden | TopKTargets = await self._teachers("score").request(
             "score",
             lambda actor: actor.score.remote(context_ids, token_ids),
+            stage=Stage.SCORE,
             num_tokens=len(context_ids) + len(token_ids),
             fault=lambda answer: target_fault(answer, num_tokens=len(token_ids)),
         )
@@ -80,6 +86,7 @@ class RayTeachers:
         logprobs: FloatArray = await self._teachers("token_logprobs").request(
             "token_logprobs",
             lambda actor: actor.token_logprobs.remote(context_ids, token_ids),
+            stage=Stage.SCORE,
             num_tokens=len(context_ids) + len(token_ids),
             fault=lambda answer: logprobs_fault(answer, num_tokens=len(token_ids)),
         )
@@ -91,6 +98,7 @@ class RayTeachers:
         verdict: DraftVerdict = await self._teachers("verify").request(
             "verify",
             lambda actor: actor.verify.remote(context_ids, draft_ids, top_k, temperature, seed),
+            stage=VERIFY,
             num_tokens=len(context_ids) + len(draft_ids),
         )
         return verdict

@@ -12,8 +12,8 @@ from ray.exceptions import RayTaskError
 
 from actors.calls import call
 from actors.engine import EngineFailedError
-from actors.members import Member, NamedActor, first_line
-from trd_ray.errors import ActorTimeoutError, LearnerLostError, describe
+from actors.members import Member, NamedActor
+from trd_ray.errors import ActorTimeoutError, LearnerLostError, TrdRayError, brief, describe
 
 _GRACE_S = 5.0
 
@@ -97,15 +97,17 @@ def _error(calling: asyncio.Future[Any], method: str) -> Exception | None:
 
 
 def _require_ranks(ranks: Mapping[str, asyncio.Future[Any]], method: str) -> None:
-    """What a rank raises is the sender's verdict on an engine; what is raised about a rank is its end."""
+    """What a rank raises on purpose is the sender's verdict on an engine. What is raised about a rank, or by
+    it in place of its work, is its end: no engine could do better with it."""
     for name, calling in ranks.items():
         error = _error(calling, method)
-        if error is not None and not isinstance(error, RayTaskError):
+        is_verdict = isinstance(error, RayTaskError) and isinstance(error, TrdRayError | ValueError)
+        if error is not None and not is_verdict:
             raise LearnerLostError(
                 describe(
                     "a learner rank is lost",
                     where=f"{name}.{method}",
-                    got=first_line(error),
+                    got=brief(error),
                     expected="an answer of every rank",
                     remedy=f"see the log of {name}",
                 )

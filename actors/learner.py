@@ -20,6 +20,7 @@ from torch import Tensor
 
 from actors.environment_deepspeed import deepspeed_config, set_learner_environment, skip_shared_memory_op
 from actors.learner_meeting import Meeting, gather_values
+from actors.learner_offload import change_residence
 from actors.learner_senders import WeightSenders, Which
 from actors.learner_state import load_engine, load_random, save_adapters, save_engine, save_random
 from actors.learner_weights import GATHER_BUCKET_BYTES, gathered_weights, manifest_of
@@ -27,6 +28,7 @@ from actors.members import Locatable
 from trd_ray.choices import Device, ScoreMethod
 from trd_ray.collate import TokenWeights
 from trd_ray.config import LearnerConfig, MethodConfig
+from trd_ray.device_turns import Residence
 from trd_ray.learner_checkpoint import (
     HF_FOLDER,
     CheckpointHeader,
@@ -107,8 +109,9 @@ class LearnerRank(Locatable):
         """An address and a free port on this node at which the ranks can meet; for rank 0.
 
         Args:
-            host: address of this node towards the other ranks; empty asks Ray. Give 127.0.0.1 if
-                all ranks are on one machine.
+            host: of `meeting_host`: an address of this node, or empty for the one that Ray knows it by.
+
+        Raises `PlacementError` if the node has no such address.
         """
         return self._meeting.find_master(host)
 
@@ -274,11 +277,7 @@ class LearnerRank(Locatable):
         return header.policy_version
 
     def manifest(self, dtype: str) -> WeightManifest:
-        """Names and shapes of all weights in Hugging Face layout, a tied head once.
-
-        Args:
-            dtype: the generators' format, for example `bfloat16`.
-        """
+        """Names and shapes of all weights in Hugging Face layout, a tied head once; as `dtype`."""
         return manifest_of(self._module.model, dtype=dtype)
 
     def checksum(self, dtype: str) -> str | None:
@@ -369,6 +368,11 @@ class LearnerRank(Locatable):
     def teacher_version(self) -> int:
         """Completed optimizer steps in the teacher's weights; 0 as long as they are the first ones."""
         return self._teacher_side.version
+
+    def reside(self, residence: Residence, timeout_s: float) -> None:
+        """Hold so much of the device; `timeout_s` is the caller's, since no rank waits here."""
+        if self._config.device is Device.CUDA:
+            change_residence(self._engine, residence, device=self._device)
 
     def probe_logprobs(self, prompt_ids: IntArray, token_ids: IntArray) -> FloatArray:
         """[T] student_logprobs of `token_ids` [T] after `prompt_ids` [P]. Collective."""

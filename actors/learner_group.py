@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.calls import call
-from actors.members import NamedActor, first_line, kill, locate
+from actors.members import NamedActor, kill, locate
 from trd_ray.batching import part_for_rank
 from trd_ray.errors import (
     ActorLostError,
@@ -16,6 +16,7 @@ from trd_ray.errors import (
     DiskError,
     LearnerLostError,
     TrdRayError,
+    brief,
     describe,
 )
 from trd_ray.types import FloatArray, IntArray, LearnerStep, TrainingBatch
@@ -32,19 +33,20 @@ class RayLearner:
         ranks: Sequence[NamedActor],
         *,
         create: Callable[[int], NamedActor],
-        host: str,
+        host: Callable[[], str],
         start_s: float,
         timeout_s: float,
     ) -> None:
         """
         Args:
             create: makes the actor of a rank anew, after the old one is killed.
-            host: address on which the ranks meet.
+            host: where the ranks meet, of `meeting_host`; asked for each set of actors.
             start_s: limit of loading the model, in seconds; `timeout_s` that of every other call.
         """
         self._ranks = tuple(ranks)
         self._create = create
         self._host = host
+        self._address: str | None = None
         self._start_s = start_s
         self._timeout_s = timeout_s
 
@@ -53,17 +55,32 @@ class RayLearner:
         """The present ones; other actors after `restart`."""
         return self._ranks
 
+    @property
+    def address(self) -> str:
+        """Of the first rank's node, where the ranks met. Raises `RuntimeError` before `setup`."""
+        if self._address is None:
+            raise RuntimeError("RayLearner.address: the ranks have not met; call setup first")
+        return self._address
+
     async def setup(self) -> None:
-        """Load models and form the group; once for each set of actors, before anything else."""
-        await asyncio.gather(*(locate(rank, timeout_s=self._start_s) for rank in self._ranks))
+        """Load models and form the group; once for each set of actors, before anything else.
+
+        Raises as `all_ranks`: a rank that dies here is a rank that is lost. Raises `PlacementError` if the
+        first rank cannot be met at the configured address.
+        """
+        names = [rank.name for rank in self._ranks]
+        locating = [asyncio.ensure_future(locate(rank, timeout_s=self._start_s)) for rank in self._ranks]
+        await all_ranks(locating, names=names, method="whereabouts")
         first = self._ranks[0]
-        address, port = await call(
-            first.handle.find_master.remote(self._host),
+        finding = call(
+            first.handle.find_master.remote(self._host()),
             actor=first.name,
             method="find_master",
             timeout_s=self._start_s,
         )
-        refs = [rank.handle.setup.remote(address, port) for rank in self._ranks]
+        found = await all_ranks([asyncio.ensure_future(finding)], names=names[:1], method="find_master")
+        self._address, port = found[0]
+        refs = [rank.handle.setup.remote(self._address, port) for rank in self._ranks]
         await self._all(refs, "setup", timeout_s=self._start_s)
 
     async def restart(self) -> None:
@@ -135,7 +152,7 @@ async def all_ranks(calls: Sequence[asyncio.Future[Any]], *, names: Sequence[str
         describe(
             "a learner rank is lost",
             where=f"{name}.{method}",
-            got=first_line(error),
+            got=brief(error),
             expected="an answer of every rank",
             remedy=f"see the log of {name} (out of memory is the usual reason)",
         )

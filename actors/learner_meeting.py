@@ -5,11 +5,12 @@ from __future__ import annotations
 import socket
 from datetime import timedelta
 
-import ray
 import torch
 import torch.distributed as dist
 
+from actors.meeting_place import OWN_ADDRESS, own_address
 from actors.weight_transfer_group import listen_on
+from trd_ray.errors import PlacementError, describe
 
 
 class Meeting:
@@ -27,10 +28,21 @@ class Meeting:
 
     def find_master(self, host: str) -> tuple[str, int]:
         """An address and a free port on this node; see `LearnerRank.find_master`."""
-        address = host or ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        address = own_address(host)
         # Kept open until `join`: nobody else can take the port, and torch, given no socket, would
         # listen on every address of the machine.
-        self._listener = listen_on(address)
+        try:
+            self._listener = listen_on(address)
+        except OSError as error:
+            raise PlacementError(
+                describe(
+                    "the learner's first rank cannot listen on the address where the others meet it",
+                    where="weight_sync.host",
+                    got=f"{address}: {error}",
+                    expected=f"an address of its node, which Ray knows as {own_address(OWN_ADDRESS)}",
+                    remedy="weight_sync.host=auto, which takes that one",
+                )
+            ) from error
         return address, int(self._listener.getsockname()[1])
 
     def join(self, backend: str, address: str, port: int) -> None:

@@ -14,11 +14,12 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.calls import call
-from trd_ray.errors import ActorTimeoutError, RunFailedError
+from trd_ray.errors import ActorTimeoutError, RunFailedError, brief
 
 log = logging.getLogger(__name__)
 
 _KILL_S = 30.0
+_GRACE_S = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,8 @@ class NamedActor:
     handle: Any  # Ray generates the type of a handle at run time
     process: Process | None = None
     """Known after `locate`."""
+    has_place: bool = True
+    """Some node has room for it; false while it waits for one."""
 
 
 async def locate(actor: NamedActor, *, timeout_s: float) -> None:
@@ -91,41 +94,49 @@ class Member:
 
 async def kill(actor: NamedActor) -> None:
     """End an actor's process and its children whatever they do; returns at once if they are gone."""
+    process = actor.process
+    if process is not None and process.node_id != ray.get_runtime_context().get_node_id():
+        await _kill_there(actor.name, process)
+        process = None
+    family = [] if process is None else _family(process.pid)
     # In a thread: Ray asks the cluster, which may take its time.
     await asyncio.to_thread(ray.kill, actor.handle)
-    if actor.process is None:
-        return
-    # Ray asks a process to end and waits; one that is stopped does not, and keeps its memory.
-    if actor.process.node_id == ray.get_runtime_context().get_node_id():
-        await asyncio.to_thread(kill_tree, actor.process.pid)
-        return
-    there = NodeAffinitySchedulingStrategy(node_id=actor.process.node_id, soft=False)
-    ref = _kill_tree_there.options(scheduling_strategy=there).remote(actor.process.pid)
+    # Ray asks a process to end; one that is stopped does not, and keeps its memory and its devices.
+    await asyncio.to_thread(_end, family, grace_s=_GRACE_S)
+
+
+async def _kill_there(name: str, process: Process) -> None:
+    there = NodeAffinitySchedulingStrategy(node_id=process.node_id, soft=False)
+    ref = _kill_tree_there.options(scheduling_strategy=there).remote(process.pid)
     try:
-        await call(ref, actor=f"node of {actor.name}", method="kill", timeout_s=_KILL_S)
+        await call(ref, actor=f"node of {name}", method="kill", timeout_s=_KILL_S)
     except (ActorTimeoutError, RunFailedError, RayError) as error:
         # The node is gone, and the process with it.
-        log.warning("%s could not be killed: %s", actor.name, first_line(error))
+        log.warning("%s could not be killed: %s", name, brief(error))
 
 
 def kill_tree(pid: int) -> None:
     """End a process and all that descend from it, at once."""
+    _end(_family(pid), grace_s=0.0)
+
+
+def _family(pid: int) -> list[psutil.Process]:
     try:
         root = psutil.Process(pid)
-        family = [root, *root.children(recursive=True)]
+        return [root, *root.children(recursive=True)]
     except psutil.NoSuchProcess:
-        return
-    for process in family:
+        return []
+
+
+def _end(family: list[psutil.Process], *, grace_s: float) -> None:
+    """Wait until the processes are gone; kill those that are not after `grace_s` seconds."""
+    _, alive = psutil.wait_procs(family, timeout=grace_s)
+    for process in alive:
         try:
             process.kill()
         except psutil.NoSuchProcess:
             continue
-    psutil.wait_procs(family, timeout=_KILL_S)
+    psutil.wait_procs(alive, timeout=_KILL_S)
 
 
 _kill_tree_there = ray.remote(num_cpus=0, max_retries=0)(kill_tree)
-
-
-def first_line(error: BaseException) -> str:
-    """For a log: the rest of the message comes with the error, if it ends the run."""
-    return (str(error) or repr(error)).splitlines()[0]

@@ -3,7 +3,7 @@
 A request goes to the member with the least to do. If that one dies, hangs or answers nonsense, the request
 goes to another, and the member is replaced in the background: the old process is killed, a new one started,
 and it serves once it has the weights that the others have. Replacements are bounded; after the last one the
-error that led to it ends the run.
+error that led to it ends the run. One that no node has room for waits, and the run goes on with the others.
 """
 
 from __future__ import annotations
@@ -18,13 +18,18 @@ from typing import Any
 
 from actors.calls import call
 from actors.engine import EngineFailedError
-from actors.members import Life, Member, NamedActor, first_line, kill, locate
+from actors.members import Life, Member, NamedActor, kill, locate
+from trd_ray.activity import RoleActivity
+from trd_ray.activity_records import Tally
 from trd_ray.balancer import Balancer
 from trd_ray.config import FaultConfig
-from trd_ray.errors import ActorLostError, ActorTimeoutError, RunFailedError, TrdRayError, describe
+from trd_ray.errors import ActorLostError, ActorTimeoutError, RunFailedError, TrdRayError, brief, describe
 from trd_ray.outcomes import RejectReason
+from trd_ray.roles import Role
 
 log = logging.getLogger(__name__)
+
+_PLACE_REPORT_S = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,14 +45,6 @@ class PoolLimits:
     num_slots: int
 
 
-@dataclass(kw_only=True)
-class PoolCounts:
-    """What happened since the run began."""
-
-    num_restarts: int = 0
-    num_retries: int = 0
-
-
 class EnginePool:
     """Owns the members of one role, and the tasks that watch and replace them."""
 
@@ -59,21 +56,28 @@ class EnginePool:
         create: Callable[[int], NamedActor],
         limits: PoolLimits,
         faults: FaultConfig,
+        activity: RoleActivity,
     ) -> None:
         """
         Args:
+            role: a `Role`, by its name.
             create: makes the actor of an index anew; called after the old one is killed.
+            activity: is told what each member does.
         """
         if not actors:
             raise ValueError(f"EnginePool {role}: got no actors; expected one or more")
         self.role = role
-        self.counts = PoolCounts()
+        self.num_restarts = 0
         self._limits = limits
         self._faults = faults
         self._create = create
         self._catch_up: Callable[[], Awaitable[None]] | None = None
         self._members = [Member(index=i, actor=actor) for i, actor in enumerate(actors)]
         self._balancer = Balancer(num_slots=limits.num_slots)
+        self._activity = activity
+        self._queue = activity.queue(Role(role))
+        # A replacement goes on under the name of its place.
+        self._watched = [activity.add(actor.name, Role(role)) for actor in actors]
         for member in self._members:
             self._balancer.add(member.index)
         self._replacing: set[asyncio.Task[None]] = set()
@@ -146,6 +150,7 @@ class EnginePool:
         method: str,
         send: Callable[[Any], Any],
         *,
+        stage: str,
         num_tokens: int,
         fault: Callable[[Any], RejectReason] | None = None,
     ) -> Any:  # noqa: ANN401 - what a handle's method returns is known to whoever sends it
@@ -153,16 +158,19 @@ class EnginePool:
 
         Args:
             send: starts the call on an actor's handle; called once an attempt.
+            stage: what the members are busy with meanwhile.
             num_tokens: about as many as the request costs.
             fault: what is wrong with an answer; one that is still wrong at the last attempt is returned.
 
         Raises what ended the last attempt, or the reason why there is no member left.
         """
         for num_left in reversed(range(self._faults.max_attempts)):
-            member = self._members[await self._balancer.acquire(num_tokens)]
+            with self._queue:
+                member = self._members[await self._balancer.acquire(num_tokens)]
             life = member.life
             try:
-                answer = await self._call(member, method, send)
+                with self._watched[member.index].serving(stage):
+                    answer = await self._call(member, method, send)
             except Exception as error:
                 await self._blame(member, error, life=life)
                 if not num_left:
@@ -179,7 +187,7 @@ class EnginePool:
                 # What a former actor of this place held is forgotten already.
                 if life.number == member.life.number:
                     self._balancer.release(member.index, num_tokens)
-            self.counts.num_retries += 1
+            self._activity.count(Tally.RETRY)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     async def _call(self, member: Member, method: str, send: Callable[[Any], Any]) -> Any:  # noqa: ANN401
@@ -226,7 +234,7 @@ class EnginePool:
 
     def _note_nonsense(self, member: Member, error: Exception) -> None:
         member.num_nonsense += 1
-        log.warning("%s: %s", member.actor.name, first_line(error))
+        log.warning("%s: %s", member.actor.name, brief(error))
         if member.num_nonsense >= self._faults.max_nonsense:
             self.lose(member, error)
 
@@ -260,16 +268,16 @@ class EnginePool:
         self._replace_or_fail(member, error)
 
     def _replace_or_fail(self, member: Member, error: Exception) -> None:
-        if self.counts.num_restarts >= self._faults.max_restarts:
+        if self.num_restarts >= self._faults.max_restarts:
             self._fail(self._too_many(member, error))
             return
-        self.counts.num_restarts += 1
+        self.num_restarts += 1
         log.warning(
             "%s is replaced (%d of %d): %s",
             member.actor.name,
-            self.counts.num_restarts,
+            self.num_restarts,
             self._faults.max_restarts,
-            first_line(error),
+            brief(error),
         )
         task = asyncio.create_task(self._replace(member))
         self._replacing.add(task)
@@ -286,7 +294,7 @@ class EnginePool:
             describe(
                 f"a {self.role} failed once more than is put up with",
                 where=member.actor.name,
-                got=f"{self.counts.num_restarts} restarts of {self.role}s in this run, then: {error}",
+                got=f"{self.num_restarts} restarts of {self.role}s in this run, then: {error}",
                 expected=f"at most {self._faults.max_restarts} (faults.max_restarts)",
                 remedy=f"see the log of {member.actor.name}; then --resume, which starts counting anew",
             )
@@ -295,8 +303,9 @@ class EnginePool:
     async def _replace(self, member: Member) -> None:
         start = time.monotonic()
         try:
-            async with asyncio.timeout(self._limits.replace_s):
-                await self._bring_up(member)
+            async with asyncio.timeout(self._limits.replace_s) as limit:
+                with self._activity.down(self._watched[member.index].name):
+                    await self._bring_up(member, limit)
         except TrdRayError as error:
             member.is_up = False
             self._replace_or_fail(member, error)
@@ -308,9 +317,10 @@ class EnginePool:
         else:
             log.warning("%s serves again after %.1f s", member.actor.name, time.monotonic() - start)
 
-    async def _bring_up(self, member: Member) -> None:
+    async def _bring_up(self, member: Member, limit: asyncio.Timeout) -> None:
         await kill(member.actor)
         member.actor = self._create(member.index)
+        await self._find_place(member.actor, limit)
         await self._start(member)
         member.reborn()
         self._came_up.set()
@@ -318,6 +328,35 @@ class EnginePool:
             self.has_weights([member])
         else:
             await self._catch_up()
+
+    async def _find_place(self, actor: NamedActor, limit: asyncio.Timeout) -> None:
+        """Wait until the actor's process runs; `limit` starts anew as long as another member is up.
+
+        Raises `ActorTimeoutError` if none has been for `start_s` seconds.
+        """
+        clock = asyncio.get_running_loop().time
+        alone_since = clock()
+        while True:
+            try:
+                await locate(actor, timeout_s=min(_PLACE_REPORT_S, self._limits.start_s))
+            except ActorTimeoutError:
+                if self.up:
+                    alone_since = clock()
+                    limit.reschedule(alone_since + self._limits.replace_s)
+                elif clock() - alone_since >= self._limits.start_s:
+                    raise
+                if actor.has_place:
+                    log.warning(
+                        "%s waits for a node with room; of %d %ss %d go on",
+                        actor.name,
+                        len(self._members),
+                        self.role,
+                        len(self.up),
+                    )
+                actor.has_place = False
+            else:
+                actor.has_place = True
+                return
 
     def _too_slow(self, member: Member, elapsed_s: float) -> ActorTimeoutError:
         return ActorTimeoutError(

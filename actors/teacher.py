@@ -13,6 +13,7 @@ from actors.engine_scoring import EngineScoring
 from actors.members import Locatable
 from actors.weight_transfer import WeightEndpoint
 from trd_ray.choices import Device, DType
+from trd_ray.device_turns import Residence
 from trd_ray.scoring import AsyncScorer, HiddenScorer
 from trd_ray.types import DraftVerdict, FloatArray, IntArray, TeacherCompletion, TeacherHidden, TopKTargets
 from trd_ray.weights import WeightManifest
@@ -47,6 +48,7 @@ class TeacherHolder(Locatable):
         self._engine = None if engine is None else Engine(engine)
         self._scoring = None if self._engine is None else EngineScoring(self._engine)
         self._scorer = None if scorer is None else _load_scorer(model, scorer)
+        self._scorer_device = Device.CPU if scorer is None else scorer.device
         self._top_k = top_k
 
     async def start(self) -> None:
@@ -80,6 +82,16 @@ class TeacherHolder(Locatable):
         return await self._served("verify").verify(
             context_ids, draft_ids, top_k=top_k, temperature=temperature, seed=seed
         )
+
+    async def reside(self, residence: Residence, timeout_s: float) -> None:
+        """Hold so much of the devices: the engine by its sleep mode, the scorer in host memory or not."""
+        awake = residence is Residence.AWAKE
+        if self._scorer is not None and not awake:
+            await self._scorer.move(Device.CPU.value)
+        if self._engine is not None:
+            await self._engine.reside(residence, timeout_s=timeout_s)
+        if self._scorer is not None and awake:
+            await self._scorer.move(self._scorer_device.value)
 
     async def init_weight_transfer(self, endpoint: WeightEndpoint) -> None:
         await self._moving("init_weight_transfer").init_weight_transfer(endpoint)

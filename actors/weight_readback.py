@@ -31,12 +31,11 @@ def named_weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         RuntimeError: the packed output head differs from the embedding that it was packed from,
             or a layer is quantised.
     """
-    fused: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
     seen: set[int] = set()
     # A tied output head is a module of its own with the embedding's parameter.
     for path, module in model.named_modules():
         if isinstance(module, LinearBase):
-            yield from _linear(path, module, fused)
+            yield from _linear(model, path, module)
         elif isinstance(module, VocabParallelEmbedding):
             _check_packed_head(path, module)
             if id(module.weight) not in seen:
@@ -62,18 +61,28 @@ def tied_heads(model: torch.nn.Module) -> list[VocabParallelEmbedding]:
     return heads
 
 
-def _linear(path: str, layer: LinearBase, fused: dict[str, list[str]]) -> Iterator[tuple[str, torch.Tensor]]:
-    weight_NK = _linear_weight(path, layer)
+def linear_parts(model: torch.nn.Module, path: str, layer: LinearBase) -> list[tuple[str, int]]:
+    """Return (Hugging Face name, outputs on this worker) of each part of a layer, in the order of its rows.
+
+    Raises:
+        RuntimeError: the model names another number of parts than the layer has.
+    """
+    fused: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
     parent, _, leaf = path.rpartition(".")
     names = [f"{parent}.{part}" for part in fused[leaf]] if leaf in fused else [path]
     sizes = list(cast("Any", layer.output_partition_sizes))
     if len(sizes) != len(names):
         raise RuntimeError(f"{path} has {len(sizes)} parts, expected {len(names)}: {names}")
+    return list(zip(names, sizes, strict=True))
+
+
+def _linear(model: torch.nn.Module, path: str, layer: LinearBase) -> Iterator[tuple[str, torch.Tensor]]:
+    weight_NK = _linear_weight(path, layer)
     bias = getattr(layer, "bias", None)
     column = isinstance(layer, ColumnParallelLinear)
     row = isinstance(layer, RowParallelLinear)
     start = 0
-    for name, size in zip(names, sizes, strict=True):
+    for name, size in linear_parts(model, path, layer):
         part_NK = weight_NK[start : start + size]
         copies = _copies(layer, name)
         yield f"{name}.weight", _whole(part_NK, 0 if column else 1 if row else None, copies)

@@ -67,6 +67,7 @@ class RayWeightSync:
         config: WeightSyncConfig,
         *,
         learners: Callable[[], Sequence[NamedActor]],
+        address: Callable[[], str],
         generators: PushGroup,
         teachers: PushGroup | None = None,
         timeout_s: float,
@@ -76,6 +77,7 @@ class RayWeightSync:
         """
         Args:
             learners: the present ranks.
+            address: of the node of the first, at which engines meet it.
             teachers: None if the teacher's weights do not move, or no engine has them.
             timeout_s: limit of each wait of one push.
             max_tries: times that one push is tried, each time without the engines that were lost.
@@ -83,6 +85,7 @@ class RayWeightSync:
         """
         self._config = config
         self._learners = learners
+        self._address = address
         self._generators = _Group(options=generators)
         self._teachers = None if teachers is None else _Group(options=teachers)
         self._timeout_s = timeout_s
@@ -190,7 +193,7 @@ class RayWeightSync:
             which,
             receivers,
             backend=self._config.backend.value,
-            address=self._config.host,
+            address=self._address(),
             bucket_bytes=self._config.bucket_mib * _MIB,
             timeout_s=self._timeout_s,
         )

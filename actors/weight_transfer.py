@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 CPU_BACKEND = "cpu"
 NCCL_BACKEND = "nccl"
-DEFAULT_BUCKET_BYTES = 64 * 1024 * 1024
+DEFAULT_BUCKET_BYTES = 8 * 1024 * 1024
 _registered = threading.Event()
 
 

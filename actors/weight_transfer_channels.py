@@ -9,7 +9,13 @@ from typing import Protocol
 
 import torch
 
-from actors.weight_transfer_group import TRAILER_BYTES, TransferGroup, bucket_view, plan_buckets
+from actors.weight_transfer_group import (
+    TRAILER_BYTES,
+    TransferGroup,
+    TransferLostError,
+    bucket_view,
+    plan_buckets,
+)
 from trd_ray.errors import (
     ActorTimeoutError,
     MissingDependencyError,
@@ -17,7 +23,7 @@ from trd_ray.errors import (
     WeightSyncError,
     describe,
 )
-from trd_ray.weights import WeightChecksum, WeightManifest
+from trd_ray.weights import WeightChecksum, WeightManifest, copy_canonical
 
 
 class Channel(Protocol):
@@ -52,17 +58,18 @@ class GlooChannel:
         group = self._group
         push = group.begin_push()
         # Nobody waits in a broadcast before all are there: a missing generator costs no bucket.
-        self._require(group.await_receivers(push, done=False), push, "beginning the push")
+        if culprits := group.await_receivers(push, done=False):
+            raise self._failure(culprits, push, "beginning the push")
         checksum = WeightChecksum()
         try:
             self._broadcast_buckets(tensors, manifest, checksum)
             trailer = policy_version.to_bytes(TRAILER_BYTES - 32, "little") + checksum.digest()
-            group.broadcast(torch.frombuffer(bytearray(trailer), dtype=torch.uint8)).wait()
-        except RuntimeError as error:
-            # gloo says that a wait ended, not whose fault it is; the progress lines do.
-            culprits = group.failed(push) or group.slowest(push)
+            group.finish(group.broadcast(torch.frombuffer(bytearray(trailer), dtype=torch.uint8)))
+        except TransferLostError as error:
+            culprits = group.give_up(push)
             raise self._failure(culprits, push, f"receiving policy version {policy_version}") from error
-        self._require(group.await_receivers(push, done=True), push, "loading the push")
+        if group.await_receivers(push, done=True):
+            raise self._failure(group.give_up(push), push, "loading the push")
         return checksum
 
     def _broadcast_buckets(
@@ -70,32 +77,27 @@ class GlooChannel:
     ) -> None:
         buckets = plan_buckets(manifest, self._bucket_bytes)
         largest = max((bucket.num_bytes for bucket in buckets), default=0)
-        buffers = [torch.zeros(largest, dtype=torch.uint8) for _ in range(2)]
+        buffers = [torch.empty(largest, dtype=torch.uint8) for _ in range(2)]
         works: list[torch.distributed.Work | None] = [None, None]
         for index, bucket in enumerate(buckets):
             work = works[index % 2]
             if work is not None:
-                work.wait()
+                self._group.finish(work)
             buffer = buffers[index % 2][: bucket.num_bytes]
             for entry in bucket.entries:
                 name, tensor = next(tensors)
                 view = bucket_view(buffer, entry)
-                view.copy_(tensor)
-                checksum.add(name, view)
+                copy_canonical(tensor, view)
+                checksum.add_canonical(name, view)
             works[index % 2] = self._group.broadcast(buffer)
-        for work in works:
+        for work in (works[len(buckets) % 2], works[(len(buckets) + 1) % 2]):
             if work is not None:
-                work.wait()
+                self._group.finish(work)
         # The sender's check raises here if there are more tensors than the manifest says.
         next(tensors, None)
 
-    def _require(self, culprits: Sequence[int], push: int, what: str) -> None:
-        if culprits:
-            raise self._failure(culprits, push, what)
-
     def _failure(self, culprits: Sequence[int], push: int, what: str) -> TrdRayError:
-        lines = self._group.progress(push)
-        errors = {self._names[rank]: lines[rank] for rank in culprits if lines[rank].startswith("error: ")}
+        errors = {self._names[rank]: line for rank, line in self._group.errors(push).items()}
         if not errors:
             return self._timeout(what, culprits)
         return WeightSyncError(

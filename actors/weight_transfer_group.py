@@ -1,15 +1,17 @@
 """The process group that carries a push between the learner and the generators on CPUs.
 
-Rank 0 is the learner. Bytes travel by gloo broadcasts. The store beside the group carries a line
-of progress a rank, so that a push that does not end can name the rank that it waits for. Needs
-torch only, so that a learner never imports vLLM.
+Rank 0 is the learner. Bytes travel by gloo broadcasts, which ranks hand on to each other, so a rank
+that stops also stops ranks behind it. The store beside the group therefore carries a line of
+progress a rank, and whether rank 0 has given a push up: then each rank that is alive says so, and
+the one that is silent is the culprit. Needs torch only, so that a learner never imports vLLM.
 """
 
 from __future__ import annotations
 
 import socket
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -22,11 +24,21 @@ from trd_ray.weights import TensorSpec, WeightManifest
 ALIGNMENT = 64
 """Bytes to which each tensor of a bucket is aligned, so that a view of any dtype is legal."""
 TRAILER_BYTES = 40
-"""The policy version (8 bytes, little-endian) and the SHA-256 (32) that end a push."""
+"""The policy version (8 bytes, little-endian) and the checksum (32) that end a push."""
 _c10d: Any = torch.distributed  # torch leaves its stores and process groups untyped
-_POLL_S = 0.005
+_MIN_POLL_S, _MAX_POLL_S, _POLL_SHARE = 0.0001, 0.02, 0.05
+"""A wait looks again after this share of the time it has taken: it adds 5% at most, and asks seldom."""
+_SLICE = timedelta(seconds=0.2)
+"""A rank in a broadcast looks as often whether the push was given up."""
+_MAX_GRACE_S = 5.0
+"""Time in which a receiver that is alive says so after a push was given up; it may be loading a bucket."""
 _DONE = "done"
 _ERROR = "error: "
+_LOST = "lost: "
+
+
+class TransferLostError(RuntimeError):
+    """A broadcast ended without its bytes: a peer is gone or late, or the push was given up."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,11 +137,13 @@ class TransferGroup:
         """Join the broadcast group; returns when every rank has joined.
 
         Raises:
-            TimeoutError: ranks are missing after `timeout_s`; names them (rank 0 only).
+            TimeoutError: ranks are missing after `timeout_s`; `missing` names them.
         """
         self._store.set(f"joined/{self.rank}", "1")
         if self.rank == 0:
-            self._await_joined()
+            joined = [f"joined/{rank}" for rank in range(self.world_size)]
+            if not self._await(lambda: bool(self._store.check(joined))):
+                raise TimeoutError(f"ranks {self.missing()} did not join in {self.timeout_s} s")
         gloo = _c10d.ProcessGroupGloo
         options = gloo._Options()
         own_address = local_address_towards(self._address, self._port)
@@ -137,29 +151,64 @@ class TransferGroup:
         options._devices = [gloo.create_device(hostname=own_address)]
         options._timeout = timedelta(seconds=self.timeout_s)
         store = _c10d.PrefixStore("gloo", self._store)
-        self._gloo = gloo(store, self.rank, self.world_size, options)
+        try:
+            self._gloo = gloo(store, self.rank, self.world_size, options)
+        except RuntimeError as error:
+            raise TimeoutError(f"rank {self.rank} did not connect: timed out, {error}") from error
+        self._store.set(f"connected/{self.rank}", "1")
 
-    def _await_joined(self) -> None:
-        deadline = time.monotonic() + self.timeout_s
-        while missing := self.missing():
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"ranks {missing} of {self.world_size} did not join in {self.timeout_s} s")
-            time.sleep(_POLL_S)
+    def _await(self, condition: Callable[[], bool], limit_s: float | None = None) -> bool:
+        """Ask again and again until the condition holds or the limit has passed; whether it holds."""
+        start = time.monotonic()
+        while not condition():
+            elapsed_s = time.monotonic() - start
+            if elapsed_s > (self.timeout_s if limit_s is None else limit_s):
+                return False
+            time.sleep(min(_MAX_POLL_S, max(_MIN_POLL_S, _POLL_SHARE * elapsed_s)))
+        return True
 
     def missing(self) -> list[int]:
-        """Return the ranks that have not called `connect`."""
-        return [rank for rank in range(self.world_size) if not self._store.check([f"joined/{rank}"])]
+        """Return the receivers that have not called `connect`; if all have, those it failed for."""
+        for key in ("joined", "connected"):
+            ranks = [rank for rank in range(1, self.world_size) if not self._store.check([f"{key}/{rank}"])]
+            if ranks:
+                return ranks
+        return []
 
     def broadcast(self, buffer: torch.Tensor) -> torch.distributed.Work:
-        """Start a broadcast of a flat uint8 tensor from rank 0; `wait()` the result.
+        """Start a broadcast of a flat uint8 tensor from rank 0; `finish` the result.
 
         Raises:
-            RuntimeError: not connected. `wait()` raises it for a lost peer or the time limit.
+            RuntimeError: not connected.
         """
         if self._gloo is None:
             raise RuntimeError("TransferGroup: broadcast before connect()")
         work: torch.distributed.Work = self._gloo.broadcast(buffer, 0, timedelta(seconds=self.timeout_s))
         return work
+
+    def finish(self, work: torch.distributed.Work) -> None:
+        """Wait for a broadcast of the current push.
+
+        Raises:
+            TransferLostError: a peer is gone, the time limit has passed, or the push has failed elsewhere:
+                a receiver reported an error (seen by rank 0), or rank 0 gave up (seen by the others).
+        """
+        stop = f"failed/{self._num_pushes}" if self.rank == 0 else f"given_up/{self._num_pushes}"
+        while True:
+            try:
+                work.wait(_SLICE)
+                return
+            except RuntimeError as error:
+                # A slice that ended is no failure of the broadcast, which goes on or is complete by now.
+                if work.is_completed():
+                    if work.exception() is None:
+                        return
+                    raise TransferLostError(str(error)) from error
+            try:
+                if self._store.check([stop]):
+                    raise TransferLostError("another member of the group ended the push")
+            except _c10d.DistError as error:
+                raise TransferLostError(f"the sender is gone: {error}") from error
 
     def begin_push(self) -> int:
         """Count one more push; both ends count alike, so the number names its progress lines."""
@@ -171,10 +220,21 @@ class TransferGroup:
         self._store.set(f"push/{push}/{self.rank}", progress)
 
     def report_done(self, push: int) -> None:
-        self.report(push, _DONE)
+        self._report_end(push, _DONE)
 
     def report_error(self, push: int, message: str) -> None:
-        self.report(push, _ERROR + message)
+        """Publish that this rank cannot load the push, which ends it for all."""
+        self._report_end(push, _ERROR + message)
+        self._store.set(f"failed/{push}", "1")
+
+    def report_lost(self, push: int, message: str) -> None:
+        """Publish that the bytes did not come; the fault is elsewhere."""
+        self._report_end(push, _LOST + message)
+        self._store.set(f"failed/{push}", "1")
+
+    def _report_end(self, push: int, line: str) -> None:
+        self.report(push, line)
+        self._store.set(f"ended/{push}/{self.rank}", "1")
 
     def progress(self, push: int) -> dict[int, str]:
         """Return the last line of progress of each receiver; `absent` if there is none."""
@@ -184,32 +244,46 @@ class TransferGroup:
             lines[rank] = self._store.get(key).decode() if self._store.check([key]) else "absent"
         return lines
 
-    def failed(self, push: int) -> list[int]:
-        """Return the receivers that reported an error in a push."""
-        return [rank for rank, line in self.progress(push).items() if line.startswith(_ERROR)]
-
-    def slowest(self, push: int) -> list[int]:
-        """Return the receivers that are furthest behind in a push."""
+    def errors(self, push: int) -> dict[int, str]:
+        """Return why receivers could not load a push, of those that said so."""
         lines = self.progress(push)
-        count = {rank: int(line) if line.isdigit() else -1 for rank, line in lines.items() if line != _DONE}
-        return [rank for rank, number in count.items() if number == min(count.values())]
+        return {rank: line.removeprefix(_ERROR) for rank, line in lines.items() if line.startswith(_ERROR)}
+
+    def give_up(self, push: int) -> list[int]:
+        """End a push that cannot go on, for all. Returns the receivers at fault, as far as it shows.
+
+        Those that reported an error; else those that do not answer any more; else those that are
+        furthest behind.
+        """
+        before = self.progress(push)
+        self._store.set(f"given_up/{push}", "1")
+        ended = [f"ended/{push}/{rank}" for rank in range(1, self.world_size)]
+        self._await(lambda: bool(self._store.check(ended)), min(_MAX_GRACE_S, self.timeout_s / 4))
+        if errors := self.errors(push):
+            return list(errors)
+        after = self.progress(push)
+        if silent := [r for r, line in after.items() if line != _DONE and not line.startswith(_LOST)]:
+            return silent
+        counts = {rank: int(line) if line.isdigit() else -1 for rank, line in before.items()}
+        return [rank for rank, count in counts.items() if count == min(counts.values())]
 
     def await_receivers(self, push: int, *, done: bool) -> Sequence[int]:
         """Wait until each receiver has begun (or finished) a push. Returns the ranks that did not.
 
         A receiver that reports an error ends the wait at once.
         """
-        deadline = time.monotonic() + self.timeout_s
-        while True:
-            lines = self.progress(push)
-            failed = [rank for rank, line in lines.items() if line.startswith(_ERROR)]
-            late = [rank for rank, line in lines.items() if (line != _DONE if done else line == "absent")]
-            if failed or not late or time.monotonic() > deadline:
-                return failed or late
-            time.sleep(_POLL_S)
+        stage = "ended" if done else "push"
+        keys = [f"{stage}/{push}/{rank}" for rank in range(1, self.world_size)]
+        failed = f"failed/{push}"
+        self._await(lambda: bool(self._store.check(keys) or self._store.check([failed])))
+        lines = self.progress(push)
+        return list(self.errors(push)) or [
+            rank for rank, line in lines.items() if (line != _DONE if done else line == "absent")
+        ]
 
     def close(self) -> None:
-        """Drop the connections. The store goes with rank 0."""
-        if self._gloo is not None:
-            self._gloo.shutdown()
-            self._gloo = None
+        """Drop the connections without waiting for broadcasts that are stuck. The store goes with rank 0."""
+        gloo, self._gloo = self._gloo, None
+        if gloo is not None:
+            # gloo ends a broadcast that waits for a stopped peer at its time limit, not before.
+            threading.Thread(target=gloo.shutdown, name="weight-transfer-close", daemon=True).start()

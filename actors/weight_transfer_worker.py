@@ -11,7 +11,7 @@ import logging
 import os
 import select
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -24,10 +24,12 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from actors.environment import ENGINE_OWNER_VARIABLE
+from actors.weight_direct_load import DirectLoader
 from actors.weight_readback import named_weights, tied_heads
 from actors.weight_transfer import register
-from actors.weight_transfer_group import TRAILER_BYTES, Bucket, TransferGroup, bucket_view, plan_buckets
-from trd_ray.weights import TensorSpec, WeightChecksum, WeightManifest, checksum_named
+from actors.weight_transfer_group import TransferGroup
+from actors.weight_transfer_receive import NamedTensors, receiving
+from trd_ray.weights import TensorSpec, WeightManifest, checksum_named
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -121,8 +123,8 @@ class CpuWeightTransferEngine(WeightTransferEngine[CpuInitInfo, CpuUpdateInfo]):
         super().__init__(config, vllm_config, device, model)
         self._group: TransferGroup | None = None
         self._bucket_bytes = 0
-        self._expected: set[str] = set()
-        self._loaded: set[str] = set()
+        self._direct = DirectLoader.of(model, vllm_config)
+        self._is_open = False
 
     def init_transfer_engine(self, init_info: CpuInitInfo) -> None:
         """Join the group of the sender; leaves an earlier group."""
@@ -142,15 +144,23 @@ class CpuWeightTransferEngine(WeightTransferEngine[CpuInitInfo, CpuUpdateInfo]):
         self._bucket_bytes = init_info.bucket_bytes
 
     def start_weight_update(self) -> None:
-        """Open the layers for loading: CPU layers keep packed weights, which must be made anew."""
-        self._expected = {name for name, _ in self.model.named_parameters()}
-        self._loaded = set()
-        initialize_layerwise_reload(self.model)
+        """Nothing yet: how the weights are loaded depends on what the push holds."""
 
     def finish_weight_update(self) -> None:
-        """Close the layers and pack their weights."""
-        finalize_layerwise_reload(self.model, self.model_config)  # type: ignore[no-untyped-call]
-        repack_tied_heads(self.model)
+        """Close the layers that were opened, and pack their weights."""
+        if self._is_open:
+            self._is_open = False
+            finalize_layerwise_reload(self.model, self.model_config)  # type: ignore[no-untyped-call]
+            repack_tied_heads(self.model)
+
+    def _loader(self, manifest: WeightManifest) -> Callable[[NamedTensors], set[str]]:
+        """Return what loads a push; opens the layers where vLLM's own loader does."""
+        if self._direct is not None and self._direct.fits(manifest, self.model_config.dtype):
+            return self._direct.load
+        # CPU layers keep packed weights, which a plain load could not replace.
+        initialize_layerwise_reload(self.model)
+        self._is_open = True
+        return cast("Any", self.model).load_weights  # type: ignore[no-any-return]
 
     def update_weights(self, update_info: dict[str, object]) -> None:
         """Receive and load one push. The base class would synchronise an accelerator here."""
@@ -165,47 +175,29 @@ class CpuWeightTransferEngine(WeightTransferEngine[CpuInitInfo, CpuUpdateInfo]):
                 are closed again then, with weights of two versions, so that a later whole push
                 can repair them.
         """
-        group = self._group
-        if group is None:
+        if self._group is None:
             raise RuntimeError("weights were sent before init_weight_transfer_engine")
-        push = group.begin_push()
+        manifest = update_info.manifest()
+        expected = {name for name, _ in self.model.named_parameters()}
         finished = False
         try:
-            self._receive(group, push, update_info)
+            with receiving(
+                self._group,
+                manifest,
+                policy_version=update_info.policy_version,
+                bucket_bytes=self._bucket_bytes,
+            ) as tensors:
+                # One call for all: each walks over the whole model before it loads the first tensor.
+                loaded = self._loader(manifest)(tensors)
+                if self._is_open and (missing := sorted(expected - loaded)):
+                    raise RuntimeError(
+                        f"the push left out {len(missing)} parameters, the first is {missing[0]}"
+                    )
             finished = True
-        except (RuntimeError, ValueError, KeyError, AttributeError, AssertionError) as error:
-            # What vLLM's loaders raise for a wrong name or shape. The sender shall know why.
-            group.report_error(push, f"{type(error).__name__}: {error}")
-            # Without its connections the sender need not wait out its limit.
-            self.shutdown()
-            raise
         finally:
             if not finished:
-                finalize_layerwise_reload(self.model, self.model_config)  # type: ignore[no-untyped-call]
-        group.report_done(push)
-
-    def _receive(self, group: TransferGroup, push: int, update_info: CpuUpdateInfo) -> None:
-        checksum = WeightChecksum()
-        group.report(push, "0")
-        buckets = plan_buckets(update_info.manifest(), self._bucket_bytes)
-        for index, (bucket, buffer) in enumerate(_received(group, buckets), start=1):
-            tensors = [(entry.spec.name, bucket_view(buffer, entry)) for entry in bucket.entries]
-            for name, tensor in tensors:
-                checksum.add(name, tensor)
-            self._loaded |= cast("Any", self.model).load_weights(tensors)
-            group.report(push, str(index))
-        trailer = torch.empty(TRAILER_BYTES, dtype=torch.uint8)
-        group.broadcast(trailer).wait()
-        raw = bytes(trailer.tolist())
-        version, digest = int.from_bytes(raw[:-32], "little"), raw[-32:]
-        if version != update_info.policy_version:
-            raise RuntimeError(f"received policy version {version}, expected {update_info.policy_version}")
-        if digest != checksum.digest():
-            raise RuntimeError(
-                f"received weights with checksum {checksum.hexdigest()}, the sender has {digest.hex()}"
-            )
-        if missing := sorted(self._expected - self._loaded):
-            raise RuntimeError(f"the push left out {len(missing)} parameters, the first is {missing[0]}")
+                self._group = None  # closed with the error
+                self.finish_weight_update()
 
     def shutdown(self) -> None:
         """Leave the group; the engine goes on serving."""
@@ -223,22 +215,3 @@ def repack_tied_heads(model: torch.nn.Module) -> None:
     for head in tied_heads(model):
         if hasattr(head, "cpu_linear"):
             head.quant_method.process_weights_after_loading(head)
-
-
-def _received(group: TransferGroup, buckets: tuple[Bucket, ...]) -> Iterator[tuple[Bucket, torch.Tensor]]:
-    """Yield each bucket with its bytes, the next one on its way meanwhile.
-
-    Each bucket gets its own buffer: vLLM keeps the tensors of a layer until it is whole.
-    """
-
-    def begin(bucket: Bucket) -> tuple[Bucket, torch.Tensor, torch.distributed.Work]:
-        buffer = torch.empty(bucket.num_bytes, dtype=torch.uint8)
-        return bucket, buffer, group.broadcast(buffer)
-
-    pending = begin(buckets[0]) if buckets else None
-    for index in range(len(buckets)):
-        assert pending is not None
-        bucket, buffer, work = pending
-        work.wait()
-        pending = begin(buckets[index + 1]) if index + 1 < len(buckets) else None
-        yield bucket, buffer

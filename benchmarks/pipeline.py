@@ -37,12 +37,14 @@ from benchmarks.simulated import (
     testbed_inputs,
 )
 from benchmarks.virtual_time import run_virtual
+from trd_ray.activity import RoleActivity
 from trd_ray.assembly import RunInputs, build_pipeline
 from trd_ray.config import TrdConfig
 from trd_ray.config_loader import load_config
 from trd_ray.metrics import MetricsWriter, StepMetrics
 from trd_ray.observer import Observer, Observers
 from trd_ray.run_folder import RunFolder
+from trd_ray.watched import watch_roles
 
 _CONFIG = Path(__file__).parents[1] / "configs/experiment/trd_opd.yaml"
 _NUM_PROBLEMS = 20_000
@@ -112,14 +114,16 @@ async def run_once(
     """One whole run. Gives what its roles have counted."""
     folder = RunFolder.create(config.run.dir)
     answers = Answers(inputs, num_tokens=config.generator.sampling.max_tokens)
-    async with simulated_roles(config, answers, cluster) as simulated:
+    activity = RoleActivity()
+    async with simulated_roles(config, answers, cluster, activity) as simulated:
         with MetricsWriter(folder, tensorboard=False) as writer:
             pipeline = build_pipeline(
                 config,
-                roles=simulated.roles,
+                roles=watch_roles(simulated.roles, activity, in_process=False, has_teacher=True),
                 inputs=inputs,
                 folder=folder,
                 observer=Observers([writer, watch]),
+                activity=activity,
             )
             if recorder == "null":
                 pipeline._recorder = NullRecorder()  # type: ignore[assignment]
@@ -188,8 +192,8 @@ def measure_overlap(options: Options) -> None:
         idle, step = [v[0] for v in values], [v[1] for v in values]
         ratio = [base[1] / v for base, v in zip(rows[0], step, strict=True)]
         print(
-            f"max_staleness {staleness}: learner idle {_spread(idle, '.1%')}, s a step {_spread(step, '.2f')}, "
-            f"throughput x that of 0: {_spread(ratio, '.2f')}"
+            f"max_staleness {staleness}: learner idle {_spread(idle, '.1%')}, "
+            f"s a step {_spread(step, '.2f')}, throughput x that of 0: {_spread(ratio, '.2f')}"
         )
 
 
@@ -233,9 +237,10 @@ def _print_throughput(samples: list[Sample], options: Options, *, repeat: int) -
     # Least squares: the last value alone depends on where the garbage collector stands.
     slope = statistics.linear_regression([s.num for s in late], [s.rss_mib for s in late]).slope
     print(
-        f"throughput, recorder {options.recorder}, {options.tokens} tokens, repeat {repeat + 1}: {last.num} "
-        f"trajectories, {num / (last.wall_s - first.wall_s):.0f}/s, {num / (last.cpu_s - first.cpu_s):.0f} a CPU "
-        f"second; RSS MiB: start {first.rss_mib:.0f}, at 10% {tenth.rss_mib:.0f}, end {last.rss_mib:.0f}; "
+        f"throughput, recorder {options.recorder}, {options.tokens} tokens, repeat {repeat + 1}: "
+        f"{last.num} trajectories, {num / (last.wall_s - first.wall_s):.0f}/s, "
+        f"{num / (last.cpu_s - first.cpu_s):.0f} a CPU second; "
+        f"RSS MiB: start {first.rss_mib:.0f}, at 10% {tenth.rss_mib:.0f}, end {last.rss_mib:.0f}; "
         f"from 10% on {slope * 100_000:+.2f} MiB per 100,000",
         flush=True,
     )
@@ -304,8 +309,8 @@ def measure_scale(options: Options, sizes: list[int]) -> None:
         ratio = [v / b for v, b in zip(values, base, strict=True)]
         per_step = size * scale.in_flight_per_engine
         print(
-            f"{size:5} engines, {2 * per_step:6} in flight at most: {_spread([1e6 * v for v in values], '.0f')} "
-            f"us, x that of {sizes[0]}: {_spread(ratio, '.2f')}"
+            f"{size:5} engines, {2 * per_step:6} in flight at most: "
+            f"{_spread([1e6 * v for v in values], '.0f')} us, x that of {sizes[0]}: {_spread(ratio, '.2f')}"
         )
 
 

@@ -1,5 +1,5 @@
-"""What a run takes on 8 to 1,024 GPUs: a SIMULATION in virtual time, from published figures. Nothing of it was
-measured on a GPU by this project.
+"""What a run takes on 8 to 1,024 GPUs: a SIMULATION in virtual time, from published figures. Nothing of it
+was measured on a GPU by this project.
 
 The driver is the real one (`benchmarks/simulated.py`); an engine is a model of a vLLM engine, in which all
 running requests take one decoding step together and a prefill holds them up. Student and teacher are 8B
@@ -20,6 +20,7 @@ from pathlib import Path
 
 from benchmarks.simulated import Answers, Cluster, NullRecorder, Work, simulated_roles, testbed_inputs
 from benchmarks.virtual_time import run_virtual
+from trd_ray.activity import RoleActivity
 from trd_ray.assembly import RunInputs, build_pipeline
 from trd_ray.choices import OverStale
 from trd_ray.config import TrdConfig
@@ -27,6 +28,7 @@ from trd_ray.config_loader import load_config
 from trd_ray.metrics import StepMetrics
 from trd_ray.run_folder import RunFolder
 from trd_ray.types import Grade, Prompt, RefinePrompt, Rollout, TrainingBatch
+from trd_ray.watched import watch_roles
 
 _CONFIG = Path(__file__).parents[1] / "configs/experiment/trd_opd.yaml"
 
@@ -281,8 +283,16 @@ async def simulate(config: TrdConfig, inputs: RunInputs, placement: Placement, m
         sync_s=_SYNC_S,
     )
     marks = Marks(servers)
-    async with simulated_roles(config, answers, cluster) as simulated:
-        pipeline = build_pipeline(config, roles=simulated.roles, inputs=inputs, folder=folder, observer=marks)
+    activity = RoleActivity()
+    async with simulated_roles(config, answers, cluster, activity) as simulated:
+        pipeline = build_pipeline(
+            config,
+            roles=watch_roles(simulated.roles, activity, in_process=False, has_teacher=True),
+            inputs=inputs,
+            folder=folder,
+            observer=marks,
+            activity=activity,
+        )
         pipeline._recorder = NullRecorder()  # type: ignore[assignment]
         await pipeline.run()
     start, end = marks.ends[_NUM_WARM_UP - 1], marks.ends[-1]
@@ -316,8 +326,8 @@ def _config(folder: Path, *, per_step: int, staleness: int, over_stale: OverStal
             f"generator.sampling.max_tokens={most}", f"teacher.sampling.max_tokens={most}",
             f"eval.sampling.max_tokens={most}", "generator.engine.max_model_len=2048",
             "teacher.engine.max_model_len=4096", f"pipeline.prompts_per_step={per_step}",
-            f"pipeline.max_staleness={staleness}", f"pipeline.over_stale={over_stale}", "pipeline.stage_barrier=false", "faults.heartbeat_s=3600",
-            "pipeline.log_targets=false",
+            f"pipeline.max_staleness={staleness}", f"pipeline.over_stale={over_stale}",
+            "pipeline.stage_barrier=false", "faults.heartbeat_s=3600", "pipeline.log_targets=false",
         ],
     )  # fmt: skip
 
@@ -368,7 +378,8 @@ def _row(
     num = (_NUM_STEPS - _NUM_WARM_UP) * _TRAJECTORIES_PER_GPU * num_gpus
     return (
         f"{num_gpus:4}  {placement.generators:4}+{placement.teachers}+{placement.learners:<4} "
-        f"{_TRAJECTORIES_PER_GPU * num_gpus:6}  {name:7} {planned.step_s:7.1f} {base_s / planned.step_s:6.2f} "
+        f"{_TRAJECTORIES_PER_GPU * num_gpus:6}  {name:7} {planned.step_s:7.1f} "
+        f"{base_s / planned.step_s:6.2f} "
         f"{planned.generators_busy:6.0%} ({planned.generators_full:4.0%}) {planned.teachers_busy:6.0%} "
         f"{planned.learner_busy:6.0%} {planned.num_stale / num:6.0%} {planned.staleness_max:4}"
     )

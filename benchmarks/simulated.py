@@ -26,6 +26,7 @@ from actors.engine import SamplingOptions
 from actors.handles import RayGenerators, RayTeachers
 from actors.members import NamedActor
 from actors.pool import EnginePool, PoolLimits
+from trd_ray.activity import RoleActivity
 from trd_ray.assembly import Roles, RunInputs, read_inputs
 from trd_ray.config import TrdConfig
 from trd_ray.data import FiniteStream
@@ -293,7 +294,7 @@ class SimulatedRoles:
 
 @asynccontextmanager
 async def simulated_roles(
-    config: TrdConfig, answers: Answers, cluster: Cluster
+    config: TrdConfig, answers: Answers, cluster: Cluster, activity: RoleActivity
 ) -> AsyncIterator[SimulatedRoles]:
     """The roles of a run over a simulated cluster, watched as real ones are."""
     learner = WaitingLearner(seconds=cluster.learn_s)
@@ -301,11 +302,11 @@ async def simulated_roles(
     version = lambda: sync.version  # noqa: E731
     generators = _pool(
         config, "generator", cluster.generator_slots,
-        [SimulatedGenerator(server, answers, version) for server in cluster.generators],
+        [SimulatedGenerator(server, answers, version) for server in cluster.generators], activity,
     )  # fmt: skip
     teachers = _pool(
         config, "teacher", cluster.teacher_slots,
-        [SimulatedTeacher(server, answers, version) for server in cluster.teachers],
+        [SimulatedTeacher(server, answers, version) for server in cluster.teachers], activity,
     )  # fmt: skip
     sync = WaitingSync(learner=learner, pool=generators, seconds=cluster.sync_s)
     roles = Roles(
@@ -320,7 +321,13 @@ async def simulated_roles(
             yield SimulatedRoles(roles=roles, learner=learner, generators=generators, teachers=teachers)
 
 
-def _pool(config: TrdConfig, role: str, num_slots: int, handles: Sequence[SimulatedEngine]) -> EnginePool:
+def _pool(
+    config: TrdConfig,
+    role: str,
+    num_slots: int,
+    handles: Sequence[SimulatedEngine],
+    activity: RoleActivity,
+) -> EnginePool:
     def never(index: int) -> NamedActor:
         raise AssertionError(f"{role} {index} was lost, and nothing here may be")
 
@@ -330,4 +337,5 @@ def _pool(config: TrdConfig, role: str, num_slots: int, handles: Sequence[Simula
         create=never,
         limits=PoolLimits(request_s=1e6, start_s=60.0, replace_s=60.0, num_slots=num_slots),
         faults=config.faults,
+        activity=activity,
     )

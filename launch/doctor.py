@@ -20,6 +20,7 @@ from launch.consoles import console
 from launch.preflight import check_run
 from launch.signals import Signals
 from launch.wiring_ray import RayRoles, ray_run
+from trd_ray.activity import RoleActivity
 from trd_ray.agreement import TOLERANCES, LogprobAgreement, compare_logprobs
 from trd_ray.assembly import RunInputs
 from trd_ray.batching import make_training_batch
@@ -149,7 +150,7 @@ async def _compare(config: TrdConfig, inputs: RunInputs) -> list[Finding]:
     prompts = [_prompt(inputs, index) for index in range(_NUM_PROBLEMS)]
     # Nothing is recorded; a learner that dies is started anew without a past.
     with Signals(), tempfile.TemporaryDirectory() as folder:
-        async with ray_run(config, inputs, RunFolder(folder)) as running:
+        async with ray_run(config, inputs, RunFolder(folder), RoleActivity()) as running:
             return await _measure(config, running, prompts)
 
 

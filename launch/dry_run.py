@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 from rich.table import Table
 
-from actors.placement import actor_requests
 from launch.consoles import console, show
 from launch.preflight import check_run, check_without_inputs
 from trd_ray.config import TrdConfig
 from trd_ray.config_loader import dump_config
-from trd_ray.memory_plan import memory_plan
-from trd_ray.models import ModelFacts, model_facts
+from trd_ray.memory_checks import memory_checks
+from trd_ray.memory_plan import RoleMemory, memory_plan
+from trd_ray.models import model_facts
+from trd_ray.placement_drawing import draw_placement
+from trd_ray.placement_plan import placement_plan
 from trd_ray.planned_models import missing_model, planned_facts
 from trd_ray.run_folder import RunFolder
 
@@ -41,27 +45,33 @@ def show_plan(config: TrdConfig, *, no_ray: bool) -> None:
     if no_ray:
         show("placement: one process, no Ray")
         return
-    console.print(_placement_table(config))
-    console.print(_memory_table(config, student=facts[0], teacher=facts[1]))
+    drawing = draw_placement(placement_plan(config), gpus_per_node=config.placement.gpus_per_node)
+    show("\n".join([f"placement ({config.placement.mode.value}): {drawing[0]}", *drawing[1:], ""]))
+    roles = memory_plan(config, student=facts[0], teacher=facts[1])
+    console.print(_memory_table(roles))
+    for line in _memory_lines(config, roles):
+        show(line)
 
 
 def _models(config: TrdConfig) -> tuple[str, ...]:
     return tuple(dict.fromkeys((config.student.model, config.teacher_model)))
 
 
-def _placement_table(config: TrdConfig) -> Table:
-    table = Table("actor", "cores", "GPUs", "memory GiB", title="placement")
-    for request in actor_requests(config):
-        asked = request.resources
-        table.add_row(request.name, f"{asked.cpus:g}", f"{asked.gpus:g}", f"{asked.memory_gib:g}")
-    return table
-
-
-def _memory_table(config: TrdConfig, *, student: ModelFacts, teacher: ModelFacts) -> Table:
-    table = Table("role", "actors", "part", "MiB each", title="memory without activations and libraries")
-    for role in memory_plan(config, student=student, teacher=teacher):
+def _memory_table(roles: Sequence[RoleMemory]) -> Table:
+    table = Table("role", "actors", "part", "MiB a device", title="memory without libraries")
+    for role in roles:
         for i, (part, num_bytes) in enumerate(role.parts.items()):
-            first = (role.role, str(role.num_actors)) if i == 0 else ("", "")
+            first = (role.role.value, str(role.num_actors)) if i == 0 else ("", "")
             table.add_row(*first, part, f"{num_bytes / _MIB:,.1f}")
         table.add_row("", "", "total", f"{role.total / _MIB:,.1f}", end_section=True)
     return table
+
+
+def _memory_lines(config: TrdConfig, roles: Sequence[RoleMemory]) -> Iterator[str]:
+    for role in roles:
+        if role.kv is not None:
+            yield f"{role.role.value}: {role.kv.words()}"
+    checks = memory_checks(config, roles)
+    yield from (check.words() for check in checks)
+    if not checks:
+        yield "whether it fits is not known: set placement.device_memory_gib to the memory of one GPU"

@@ -8,12 +8,13 @@ import socket
 
 import psutil
 
-from actors.placement import GIB, ActorRequest, actor_requests, total_request
+from actors.placement import GIB, total_request
 from trd_ray.assembly import RunInputs, max_student_prompt, read_inputs
 from trd_ray.chat import check_chat_template
 from trd_ray.config import TrdConfig
 from trd_ray.errors import ConfigError, MissingDependencyError, describe
 from trd_ray.models import ModelFacts, model_facts
+from trd_ray.placement_plan import PlacementPlan, placement_plan
 from trd_ray.tasks.registry import load_task
 from trd_ray.types import Problem
 
@@ -47,8 +48,10 @@ def check_without_inputs(
 
 def _check_machine(config: TrdConfig, *, no_ray: bool) -> None:
     check_packages((*(() if no_ray else REAL_STACK), *_TASK_PACKAGES.get(config.data.task, ())))
-    if not no_ray:
-        check_resources(config, actor_requests(config))
+    if no_ray:
+        check_one_process(config)
+    else:
+        check_resources(config, placement_plan(config))
         check_ports(config)
 
 
@@ -56,6 +59,20 @@ def _check_models(config: TrdConfig, *, student: ModelFacts, teacher: ModelFacts
     check_context(config, student=student, teacher=teacher)
     check_scored_lengths(config, student=student, teacher=teacher)
     check_prefill_lengths(config)
+
+
+def check_one_process(config: TrdConfig) -> None:
+    """Generator and learner are one module there: it cannot answer while it is trained."""
+    if config.pipeline.max_staleness:
+        raise ConfigError(
+            describe(
+                "generation cannot run ahead of the learner in one process",
+                where="pipeline.max_staleness",
+                got=config.pipeline.max_staleness,
+                expected="0 with --no-ray",
+                remedy="leave out --no-ray, or set pipeline.max_staleness=0",
+            )
+        )
 
 
 def check_packages(needed: tuple[str, ...]) -> None:
@@ -74,20 +91,20 @@ def check_packages(needed: tuple[str, ...]) -> None:
         )
 
 
-def check_resources(config: TrdConfig, requests: tuple[ActorRequest, ...]) -> None:
+def check_resources(config: TrdConfig, plan: PlacementPlan) -> None:
     """A private cluster has this machine's cores; more than those can never be placed."""
     if config.ray.address != "local":
         return
-    asked = total_request(requests)
+    asked = total_request(plan)
     cores = config.ray.num_cpus or len(os.sched_getaffinity(0))
     memory_gib = psutil.virtual_memory().total / GIB
     for what, got, most, each in (
-        ("cores", asked["CPU"], float(cores), [(r.name, r.resources.cpus) for r in requests]),
+        ("cores", asked["CPU"], float(cores), [(seat.name, seat.asked.cpus) for seat in plan.seats]),
         (
             "GiB of memory",
             asked["memory"] / GIB,
             memory_gib,
-            [(r.name, r.resources.memory_gib) for r in requests],
+            [(seat.name, seat.asked.memory_gib) for seat in plan.seats],
         ),
     ):
         if got > most:

@@ -4,6 +4,7 @@ table at the end."""
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
 from collections.abc import Sequence
 from types import TracebackType
@@ -15,12 +16,19 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from trd_ray.activity import RoleActivity
+from trd_ray.activity_records import ActorState
 from trd_ray.evaluation import EvalReport
 from trd_ray.metrics import StepMetrics
+from trd_ray.roles import Role
+from trd_ray.runtime_metrics import RuntimeMetrics
+from trd_ray.stage_clock import Stage
 
 MAX_TABLE_ROWS = 20
 _ETA_STEPS = 20
 """The time left is judged by so many latest steps: early ones warm caches up and are slower."""
+_REFRESH_HZ = 8
+_OF_SAMPLES = (Stage.ROLLOUT, Stage.REFINE, Stage.SCORE)
 
 
 class Progress:
@@ -28,20 +36,36 @@ class Progress:
 
     In a terminal it redraws one line; elsewhere (a log file, `ray job logs`) it prints one plain
     line a step, complete in itself.
+
+    Where stages overlap, how many of a step have ended one says little. So the line then shows the calls
+    that are in each stage now, and the buffer: `rollout 48 refine 12 learn buffer 31`.
     """
 
-    def __init__(self, num_steps: int, *, console: Console | None = None, done_steps: int = 0) -> None:
-        """`done_steps` are those that a resumed run has already behind it."""
+    def __init__(
+        self,
+        num_steps: int,
+        *,
+        console: Console | None = None,
+        done_steps: int = 0,
+        overlap: RoleActivity | None = None,
+    ) -> None:
+        """
+        Args:
+            done_steps: those that a resumed run has already behind it.
+            overlap: what the actors are doing, if stages overlap (there is no stage barrier).
+        """
         self._console = console if console is not None else Console()
         self._num_steps = num_steps
         self._done_steps = done_steps
+        self._overlap = overlap
+        self._drawn_at = -math.inf
         self._stage = ""
         self._stage_done = 0
         self._stage_total = 0
         self._last: StepMetrics | None = None
         self._seconds: deque[float] = deque(maxlen=_ETA_STEPS)
         self._live = (
-            Live(self.render(), console=self._console, refresh_per_second=8, transient=True)
+            Live(self.render(), console=self._console, refresh_per_second=_REFRESH_HZ, transient=True)
             if self._console.is_terminal
             else None
         )
@@ -59,7 +83,9 @@ class Progress:
 
     def on_stage(self, stage: str, done: int, total: int) -> None:
         self._stage, self._stage_done, self._stage_total = str(stage), done, total
-        self._refresh()
+        # Told of every sample, a thousand times a second perhaps; nobody reads so fast.
+        if time.monotonic() - self._drawn_at >= 1 / _REFRESH_HZ:
+            self._refresh()
 
     def on_step(self, metrics: StepMetrics) -> None:
         self._last = metrics
@@ -97,9 +123,30 @@ class Progress:
         return grid
 
     def _stage_text(self) -> str:
+        if self._overlap is not None:
+            return self._overlap_text(self._overlap)
         if not self._stage:
             return "starting" if self._last is None else ""
         return f"{self._stage} {self._stage_done}/{self._stage_total}"
+
+    def _overlap_text(self, activity: RoleActivity) -> str:
+        calls = activity.outstanding()
+        parts = [f"{stage} {calls[stage]}" for stage in _OF_SAMPLES if calls.get(stage)]
+        parts += [stage for stage in (Stage.LEARN, Stage.SYNC) if calls.get(stage)]
+        # Only stages of a step overlap; whatever else is told of is the one thing that goes on beside them.
+        if self._stage and self._stage not in tuple(Stage) and self._stage_done < self._stage_total:
+            parts.insert(0, f"{self._stage} {self._stage_done}/{self._stage_total}")
+        elif self._last is not None or parts:
+            parts.append(f"buffer {activity.buffer.value}")
+        return " ".join(parts) or "starting"
+
+    def _runtime_figures(self, m: RuntimeMetrics) -> list[str]:
+        shares = ((role, m.share(role, ActorState.BUSY)) for role in Role)
+        busy = " ".join(f"{role} {share:.0%}" for role, share in shares if share is not None)
+        figures = [f"busy: {busy}"] if busy else []
+        if m.buffer_depth_mean is not None:
+            figures.append(f"buffer {m.buffer_depth_mean:.0f}")
+        return figures
 
     def _figures(self, m: StepMetrics) -> list[str]:
         accuracy = m.trajectory_accuracy if m.rollout_accuracy is None else m.rollout_accuracy
@@ -110,6 +157,8 @@ class Progress:
         figures += [f"loss {m.loss:.4f}", f"{m.tokens_per_s:,.0f} tok/s", f"staleness {m.staleness_max}"]
         if m.num_rejected:
             figures.append(f"rejected {m.num_rejected}")
+        if self._overlap is not None and m.runtime is not None:
+            figures += self._runtime_figures(m.runtime)
         eta = self.eta_s()
         if eta is not None and self._done_steps < self._num_steps:
             figures.append(f"ETA {clock_text(eta)}")
@@ -120,6 +169,7 @@ class Progress:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _refresh(self) -> None:
+        self._drawn_at = time.monotonic()
         if self._live is not None:
             self._live.update(self.render())
 

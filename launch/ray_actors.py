@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ray.util.placement_group import PlacementGroup
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.engine import EngineOptions
 from actors.generator import GeneratorActor
 from actors.learner import LearnerRankActor
 from actors.members import NamedActor
-from actors.placement import ActorRequest
+from actors.placement import actor_options
 from actors.teacher import ScorerOptions, TeacherActor
 from trd_ray.assembly import RunInputs
+from trd_ray.choices import Device
 from trd_ray.config import EngineConfig, TrdConfig
+from trd_ray.placement_plan import PlacementPlan
 from trd_ray.replay_plan import ModelPaths
+from trd_ray.roles import Role
 
 # More than a step ever has in flight; the pipeline bounds the number of requests, not the actor.
 _CONCURRENT_CALLS = 100_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActorClasses:
+    """Ray's class of each role's actors. Others take their place where a failure is rehearsed."""
+
+    # Ray generates the types of its classes at run time.
+    generator: Any = GeneratorActor
+    teacher: Any = TeacherActor
+    learner: Any = LearnerRankActor
+
+
+REAL_ACTORS = ActorClasses()
 
 
 class ActorMaker:
@@ -29,37 +45,49 @@ class ActorMaker:
         self,
         config: TrdConfig,
         inputs: RunInputs | ModelPaths,
-        requests: tuple[ActorRequest, ...],
+        plan: PlacementPlan,
         placement: PlacementGroup,
+        *,
+        gpus: Mapping[int, Sequence[str]],
+        classes: ActorClasses = REAL_ACTORS,
     ) -> None:
+        """
+        Args:
+            gpus: of `gpu_ids`.
+        """
         self._config = config
         self._inputs = inputs
-        self._bundles = {request.name: (bundle, request) for bundle, request in enumerate(requests)}
+        self._plan = plan
         self._placement = placement
+        self._gpus = gpus
+        self._classes = classes
 
-    def of_role(self, role: str) -> tuple[NamedActor, ...]:
-        """All actors of a role that the run has a place for."""
-        names = [name for name in self._bundles if name.rpartition("-")[0] == role]
-        return tuple(self.make(role, index) for index in range(len(names)))
+    @property
+    def shares_devices(self) -> bool:
+        """Roles take turns on the same devices."""
+        return any(bundle.shared for bundle in self._plan.bundles)
 
-    def maker(self, role: str) -> Callable[[int], NamedActor]:
-        """Makes the actor of an index anew, in its old place."""
+    def of_role(self, role: Role) -> tuple[NamedActor, ...]:
+        """All actors of a role that the run has a seat for."""
+        return tuple(self.make(role, seat.index) for seat in self._plan.seats if seat.role is role)
+
+    def maker(self, role: Role) -> Callable[[int], NamedActor]:
+        """Makes the actor of an index anew, in its old seat."""
         return lambda index: self.make(role, index)
 
-    def make(self, role: str, index: int) -> NamedActor:
-        name = f"{role}-{index}"
-        bundle, request = self._bundles[name]
+    def make(self, role: Role, index: int) -> NamedActor:
+        seat = next(seat for seat in self._plan.seats if (seat.role, seat.index) == (role, index))
         make, threads = {
-            "learner": (self._learner, self._config.learner.threads),
-            "generator": (self._generator, self._config.generator.engine.threads),
-            "teacher": (self._teacher, self._config.teacher.engine.threads),
+            Role.LEARNER: (self._learner, self._config.learner.threads),
+            Role.GENERATOR: (self._generator, self._config.generator.engine.threads),
+            Role.TEACHER: (self._teacher, self._config.teacher.engine.threads),
         }[role]
-        options = _options(request, self._placement, bundle, threads=threads)
-        return NamedActor(name=name, handle=make(index, options))
+        options = actor_options(seat, self._placement, gpus=self._gpus, threads=threads)
+        return NamedActor(name=seat.name, handle=make(index, options))
 
     def _learner(self, index: int, options: dict[str, Any]) -> Any:  # noqa: ANN401 - Ray's handles have no type
         config, inputs = self._config, self._inputs
-        return LearnerRankActor.options(**options).remote(
+        return self._classes.learner.options(**options).remote(
             config.learner,
             student=inputs.student_path.resolve(),
             teacher=inputs.teacher_path.resolve(),
@@ -73,12 +101,12 @@ class ActorMaker:
         )
 
     def _generator(self, index: int, options: dict[str, Any]) -> Any:  # noqa: ANN401 - likewise
-        return GeneratorActor.options(**options, max_concurrency=_CONCURRENT_CALLS).remote(
+        return self._classes.generator.options(**options, max_concurrency=_CONCURRENT_CALLS).remote(
             _generator_engine(self._config, self._inputs, index=index)
         )
 
     def _teacher(self, index: int, options: dict[str, Any]) -> Any:  # noqa: ANN401 - likewise
-        return TeacherActor.options(**options, max_concurrency=_CONCURRENT_CALLS).remote(
+        return self._classes.teacher.options(**options, max_concurrency=_CONCURRENT_CALLS).remote(
             model=self._inputs.teacher_path.resolve(),
             engine=_teacher_engine(self._config, self._inputs, index=index),
             scorer=_scorer(self._config),
@@ -86,24 +114,8 @@ class ActorMaker:
         )
 
 
-def _options(
-    request: ActorRequest, placement: PlacementGroup, bundle: int, *, threads: int
-) -> dict[str, Any]:
-    asked = request.bundle()
-    return {
-        "num_cpus": asked.get("CPU", 0),
-        "num_gpus": asked.get("GPU", 0),
-        "memory": asked.get("memory", 0),
-        "scheduling_strategy": PlacementGroupSchedulingStrategy(
-            placement_group=placement, placement_group_bundle_index=bundle
-        ),
-        # OpenMP reads it when torch is loaded, which is before an actor's own first line.
-        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(threads)}},
-    }
-
-
 def engine_options(
-    engine: EngineConfig, *, model: str, seed: int, weight_transfer: str | None
+    engine: EngineConfig, *, model: str, seed: int, weight_transfer: str | None, takes_turns: bool = False
 ) -> EngineOptions:
     """A role's engine block as the engine takes it."""
     return EngineOptions(
@@ -121,6 +133,7 @@ def engine_options(
         seed=seed,
         prefix_caching=engine.prefix_caching,
         weight_transfer_backend=weight_transfer,
+        sleep_mode=takes_turns and engine.device is Device.CUDA,
     )
 
 
@@ -130,6 +143,7 @@ def _generator_engine(config: TrdConfig, inputs: RunInputs | ModelPaths, *, inde
         model=str(inputs.student_path.resolve()),
         seed=config.run.seed + index,
         weight_transfer=config.weight_sync.backend.value,
+        takes_turns=config.colocated,
     )
 
 
@@ -141,6 +155,7 @@ def _teacher_engine(config: TrdConfig, inputs: RunInputs | ModelPaths, *, index:
         model=str(inputs.teacher_path.resolve()),
         seed=config.run.seed + index,
         weight_transfer=config.weight_sync.backend.value if config.pushes_teacher else None,
+        takes_turns=config.colocated,
     )
 
 

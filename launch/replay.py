@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
-from actors.placement import ActorRequest, actor_requests
 from launch.consoles import console, show
 from launch.exits import started
 from launch.preflight import REAL_STACK, check_packages, check_ports, check_resources
@@ -18,6 +17,7 @@ from trd_ray.config_loader import dump_config
 from trd_ray.interfaces import Learner
 from trd_ray.metrics import MetricsWriter, read_metrics
 from trd_ray.observer import Observers
+from trd_ray.placement_plan import learner_plan
 from trd_ray.replay import LossDifference, Replay, ReplayResult, write_summary
 from trd_ray.replay_plan import ModelPaths, ReplayPlan, plan_replay
 from trd_ray.report import write_report
@@ -34,7 +34,7 @@ def replay(run_dir: Path, overrides: Sequence[str], *, no_ray: bool, dry_run: bo
     models = plan.model_paths()
     if not no_ray:
         check_packages(REAL_STACK)
-        check_resources(plan.config, learner_requests(plan.config))
+        check_resources(plan.config, learner_plan(plan.config))
         check_ports(plan.config)
     if dry_run:
         _show_plan(plan, no_ray=no_ray)
@@ -49,11 +49,6 @@ def replay(run_dir: Path, overrides: Sequence[str], *, no_ray: bool, dry_run: bo
         write_summary(plan, folder, result)
         _close(plan, folder, result)
     return 1 if result.interrupted else 0
-
-
-def learner_requests(config: TrdConfig) -> tuple[ActorRequest, ...]:
-    """The only actors of a replay."""
-    return tuple(request for request in actor_requests(config) if request.name.startswith("learner-"))
 
 
 async def _run(plan: ReplayPlan, models: ModelPaths, folder: RunFolder, *, no_ray: bool) -> ReplayResult:
@@ -76,14 +71,14 @@ def _learner(config: TrdConfig, models: ModelPaths, *, no_ray: bool) -> Abstract
         return local_learner(config, models)
     from launch.wiring_replay import ray_learner
 
-    return ray_learner(config, models, learner_requests(config))
+    return ray_learner(config, models, learner_plan(config))
 
 
 def _show_plan(plan: ReplayPlan, *, no_ray: bool) -> None:
     show(dump_config(plan.config))
     show(f"method: {plan.config.method.sentence()}")
     show(_intent(plan))
-    names = ", ".join(request.name for request in learner_requests(plan.config))
+    names = ", ".join(seat.name for seat in learner_plan(plan.config).seats)
     show(f"placement: {'one process, no Ray' if no_ray else names}")
 
 

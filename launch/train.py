@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,17 +15,20 @@ from launch.exits import started
 from launch.preflight import check_run
 from launch.progress import Progress, closing_table
 from launch.signals import Signals
+from trd_ray.activity import RoleActivity
 from trd_ray.assembly import Roles, RunInputs, build_pipeline
 from trd_ray.buffer_log import run_log
 from trd_ray.config import TrdConfig
 from trd_ray.config_loader import dump_config
 from trd_ray.errors import ConfigError, describe
 from trd_ray.metrics import MetricsWriter, read_evals, read_metrics
-from trd_ray.observer import Observers
+from trd_ray.observer import Observer, Observers
 from trd_ray.pipeline import RunResult
 from trd_ray.report import write_report
 from trd_ray.resume import check_same_run
 from trd_ray.run_folder import RunFolder
+from trd_ray.trace import TraceWriter
+from trd_ray.watched import watch_roles
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +42,15 @@ class _Start:
     first_step: int
 
 
-def train(config: TrdConfig, *, resume: bool, no_ray: bool) -> int:
+Wiring = Callable[[TrdConfig, RunInputs, RunFolder, RoleActivity], AbstractAsyncContextManager[Roles]]
+"""Makes the roles of a run."""
+
+
+def train(config: TrdConfig, *, resume: bool, no_ray: bool, wiring: Wiring | None = None) -> int:
     """Run to the end. Returns the exit code: 0 done, 1 stopped by a signal (after a checkpoint).
+
+    Args:
+        wiring: in place of the real one, to rehearse failures.
 
     Raises the errors of `check_run` before anything is started, and those of the roles after.
     """
@@ -54,7 +65,9 @@ def train(config: TrdConfig, *, resume: bool, no_ray: bool) -> int:
     with folder.locked():
         start = _resume(folder, config) if resume else _Start(folder=folder, checkpoint=None, first_step=1)
         folder.config.write_text(dump_config(config), encoding="utf-8")
-        result = started(lambda: asyncio.run(_run(config, inputs, start, no_ray=no_ray)))
+        result = started(
+            lambda: asyncio.run(_run(config, inputs, start, wiring or _wiring(no_ray=no_ray), no_ray=no_ray))
+        )
         _close(folder, result)
     return 1 if result.interrupted else 0
 
@@ -81,35 +94,67 @@ def _resume(folder: RunFolder, config: TrdConfig) -> _Start:
     return _Start(folder=folder, checkpoint=checkpoint.path, first_step=checkpoint.learner_step + 1)
 
 
-async def _run(config: TrdConfig, inputs: RunInputs, start: _Start, *, no_ray: bool) -> RunResult:
+async def _run(
+    config: TrdConfig, inputs: RunInputs, start: _Start, wiring: Wiring, *, no_ray: bool
+) -> RunResult:
     evaluated = {report.learner_step for report in read_evals(start.folder.eval)}
+    activity = RoleActivity()
     with (
-        Progress(config.run.num_steps, console=console, done_steps=start.first_step - 1) as progress,
+        _tracing(config, start, activity),
+        Progress(
+            config.run.num_steps,
+            console=console,
+            done_steps=start.first_step - 1,
+            overlap=None if config.pipeline.stage_barrier else activity,
+        ) as progress,
         MetricsWriter(
             start.folder, tensorboard=config.run.tensorboard, first_step=start.first_step
         ) as writer,
         Signals() as signals,
     ):
-        observer = Observers([writer, progress])
         progress.on_stage("start", 0, 1)
-        async with _wiring(config, inputs, start.folder, no_ray=no_ray) as roles:
+        async with wiring(config, inputs, start.folder, activity) as roles:
+            observers = [writer, progress, *_cluster_observers(no_ray=no_ray)]
             pipeline = build_pipeline(
-                config, roles=roles, inputs=inputs, folder=start.folder, observer=observer
+                config,
+                roles=watch_roles(roles, activity, in_process=no_ray, has_teacher=config.teacher_group),
+                inputs=inputs,
+                folder=start.folder,
+                observer=Observers(observers),
+                activity=activity,
             )
             signals.hand_over(pipeline)
             return await pipeline.run(resume_from=start.checkpoint, evaluated=evaluated)
 
 
-def _wiring(
-    config: TrdConfig, inputs: RunInputs, folder: RunFolder, *, no_ray: bool
-) -> AbstractAsyncContextManager[Roles]:
+def _cluster_observers(*, no_ray: bool) -> list[Observer]:
+    if no_ray:
+        return []
+    from actors.ray_metrics import RayMetrics
+
+    return [RayMetrics()]
+
+
+@contextmanager
+def _tracing(config: TrdConfig, start: _Start, activity: RoleActivity) -> Iterator[None]:
+    if config.run.trace_steps == 0:
+        yield
+        return
+    with TraceWriter(
+        start.folder.trace, num_steps=config.run.trace_steps, first_step=start.first_step
+    ) as trace:
+        activity.listen(trace)
+        yield
+
+
+def _wiring(*, no_ray: bool) -> Wiring:
     if no_ray:
         from launch.wiring_local import local_roles
 
-        return local_roles(config, inputs)
+        return lambda config, inputs, _folder, _activity: local_roles(config, inputs)
     from launch.wiring_ray import ray_roles
 
-    return ray_roles(config, inputs, folder)
+    return ray_roles
 
 
 def _close(folder: RunFolder, result: RunResult) -> None:

@@ -6,9 +6,8 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import ray
 from ray.exceptions import RayError
 from ray.util.placement_group import remove_placement_group
 
@@ -17,17 +16,24 @@ from actors.cluster import actor_log_folder, join_cluster, leave_cluster
 from actors.handles import RayGenerators, RayTeachers
 from actors.learner_group import RayLearner
 from actors.learner_senders import Which
-from actors.members import NamedActor, first_line, kill
-from actors.placement import ActorRequest, actor_requests, reserve
+from actors.meeting_place import meeting_host
+from actors.members import NamedActor, kill
+from actors.placement import gpu_ids, reserve
 from actors.pool import EnginePool, PoolLimits
+from actors.turns import RayTenant, ray_turns
 from actors.weight_sync import PushGroup, RayWeightSync
-from launch.ray_actors import ActorMaker
+from launch.ray_actors import REAL_ACTORS, ActorClasses, ActorMaker
+from trd_ray.activity import RoleActivity
+from trd_ray.activity_records import LEARNER
 from trd_ray.assembly import Roles, RunInputs
 from trd_ray.buffer_log import run_log
-from trd_ray.config import EngineConfig, TrdConfig
-from trd_ray.errors import ActorTimeoutError, PlacementError, RunFailedError, describe
+from trd_ray.config import EngineConfig, FaultConfig, TrdConfig
+from trd_ray.device_turns import Residence
+from trd_ray.errors import ActorTimeoutError, RunFailedError, brief
+from trd_ray.placement_plan import PlacementPlan, generator_plan, placement_plan
 from trd_ray.recovery import Past, RecoveringLearner
 from trd_ray.replay_plan import ModelPaths
+from trd_ray.roles import Role
 from trd_ray.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -63,20 +69,35 @@ class RayRoles:
 
 
 @asynccontextmanager
-async def ray_roles(config: TrdConfig, inputs: RunInputs, folder: RunFolder) -> AsyncIterator[Roles]:
+async def ray_roles(
+    config: TrdConfig,
+    inputs: RunInputs,
+    folder: RunFolder,
+    activity: RoleActivity,
+    classes: ActorClasses = REAL_ACTORS,
+) -> AsyncIterator[Roles]:
     """The roles of a run over Ray; nothing is left running afterwards."""
-    async with ray_run(config, inputs, folder) as running:
+    async with ray_run(config, inputs, folder, activity, classes) as running:
         yield running.roles
 
 
 @asynccontextmanager
-async def ray_run(config: TrdConfig, inputs: RunInputs, folder: RunFolder) -> AsyncIterator[RayRoles]:
+async def ray_run(
+    config: TrdConfig,
+    inputs: RunInputs,
+    folder: RunFolder,
+    activity: RoleActivity,
+    classes: ActorClasses = REAL_ACTORS,
+) -> AsyncIterator[RayRoles]:
     """As `ray_roles`, with the groups themselves.
 
     Raises `PlacementError`, or what an actor raises while it starts.
     """
-    async with ray_groups(config, inputs, actor_requests(config)) as groups, AsyncExitStack() as watching:
-        roles = await _connect(config, groups, folder)
+    async with (
+        ray_groups(config, inputs, placement_plan(config), activity, classes) as groups,
+        AsyncExitStack() as watching,
+    ):
+        roles = await _connect(config, groups, folder, activity)
         for pool in (groups.generators, groups.teachers):
             if pool is not None:
                 await watching.enter_async_context(pool.watched())
@@ -86,8 +107,7 @@ async def ray_run(config: TrdConfig, inputs: RunInputs, folder: RunFolder) -> As
 @asynccontextmanager
 async def ray_generators(config: TrdConfig, inputs: RunInputs) -> AsyncIterator[RayGenerators]:
     """Only the generators, with the weights of the student's folder: for an evaluation."""
-    requests = tuple(r for r in actor_requests(config) if r.name.startswith("generator-"))
-    async with ray_groups(config, inputs, requests) as groups:
+    async with ray_groups(config, inputs, generator_plan(config), RoleActivity()) as groups:
         generators = groups.generators
         assert generators is not None  # they are what is asked for
         await generators.start()
@@ -97,19 +117,25 @@ async def ray_generators(config: TrdConfig, inputs: RunInputs) -> AsyncIterator[
 
 @asynccontextmanager
 async def ray_groups(
-    config: TrdConfig, inputs: RunInputs | ModelPaths, requests: tuple[ActorRequest, ...]
+    config: TrdConfig,
+    inputs: RunInputs | ModelPaths,
+    plan: PlacementPlan,
+    activity: RoleActivity,
+    classes: ActorClasses = REAL_ACTORS,
 ) -> AsyncIterator[RayGroups]:
-    """The actors that `requests` ask for, created but not set up; nothing is left running afterwards.
+    """The actors of a plan, created but not set up; nothing is left running afterwards.
 
     Learner ranks need `ModelPaths` only. Raises `PlacementError`.
     """
     join_cluster(config.ray)
     try:
-        _check_meeting_place(config)
+        meeting_host(config.weight_sync)  # one that cannot do is refused before anything is started
         log.info("actor logs are in %s", actor_log_folder())
-        placement = await reserve(requests, timeout_s=config.timeouts.placement_s)
+        placement = await reserve(plan, timeout_s=config.timeouts.placement_s)
         try:
-            groups = _groups(config, ActorMaker(config, inputs, requests, placement))
+            gpus = await gpu_ids(plan, placement, timeout_s=config.timeouts.placement_s)
+            maker = ActorMaker(config, inputs, plan, placement, gpus=gpus, classes=classes)
+            groups = await _groups(config, maker, activity)
             try:
                 yield groups
             finally:
@@ -120,38 +146,34 @@ async def ray_groups(
         leave_cluster()
 
 
-def _check_meeting_place(config: TrdConfig) -> None:
-    """Ranks and generators on other machines cannot meet at a loopback address."""
-    num_nodes = sum(node["Alive"] for node in ray.nodes())
-    if num_nodes > 1 and config.weight_sync.host.startswith("127."):
-        raise PlacementError(
-            describe(
-                "the actors may be on several machines, and would meet on loopback",
-                where="weight_sync.host",
-                got=f"{config.weight_sync.host}, {num_nodes} nodes",
-                expected="the address of the node of the first learner rank",
-                remedy="set weight_sync.host to the head node's address, and run the learner there",
+async def _groups(config: TrdConfig, maker: ActorMaker, activity: RoleActivity) -> RayGroups:
+    """Engines first: where roles share devices, each finds room to start in once the last one sleeps."""
+    pools = {}
+    for role, engine in ((Role.GENERATOR, config.generator.engine), (Role.TEACHER, config.teacher.engine)):
+        pools[role] = pool = _pool(config, role, maker, engine, activity)
+        if pool is not None and maker.shares_devices:
+            await pool.start()
+            await RayTenant(lambda pool=pool: pool.actors, timeout_s=config.timeouts.sync_s).reside(
+                Residence.ASLEEP
             )
-        )
-
-
-def _groups(config: TrdConfig, maker: ActorMaker) -> RayGroups:
-    ranks = maker.of_role("learner")
+    ranks = maker.of_role(Role.LEARNER)
     learner = RayLearner(
         ranks,
-        create=maker.maker("learner"),
-        host=config.weight_sync.host,
+        create=maker.maker(Role.LEARNER),
+        host=lambda: meeting_host(config.weight_sync),
         start_s=config.timeouts.start_s,
         timeout_s=config.timeouts.learn_s,
     )
     return RayGroups(
         learner=learner if ranks else None,
-        generators=_pool(config, "generator", maker, config.generator.engine),
-        teachers=_pool(config, "teacher", maker, config.teacher.engine),
+        generators=pools[Role.GENERATOR],
+        teachers=pools[Role.TEACHER],
     )
 
 
-def _pool(config: TrdConfig, role: str, maker: ActorMaker, engine: EngineConfig) -> EnginePool | None:
+def _pool(
+    config: TrdConfig, role: Role, maker: ActorMaker, engine: EngineConfig, activity: RoleActivity
+) -> EnginePool | None:
     actors, limits = maker.of_role(role), config.timeouts
     if not actors:
         return None
@@ -166,11 +188,17 @@ def _pool(config: TrdConfig, role: str, maker: ActorMaker, engine: EngineConfig)
             replace_s=limits.start_s + limits.learn_s + _PUSH_WAITS * limits.sync_s,
             num_slots=_SLOTS_PER_SEQUENCE * engine.max_num_seqs,
         ),
-        faults=config.faults,
+        faults=_faults(config),
+        activity=activity,
     )
 
 
-async def _connect(config: TrdConfig, groups: RayGroups, folder: RunFolder) -> Roles:
+def _faults(config: TrdConfig) -> FaultConfig:
+    # A replacement would start, and be pushed to, in the turn of another role that holds the device.
+    return replace(config.faults, max_restarts=0) if config.colocated else config.faults
+
+
+async def _connect(config: TrdConfig, groups: RayGroups, folder: RunFolder, activity: RoleActivity) -> Roles:
     """Wait until every actor serves, then bring learner and engines together."""
     learner, generators, teachers = groups.learner, groups.generators, groups.teachers
     assert learner is not None and generators is not None  # a run has both
@@ -187,7 +215,8 @@ async def _connect(config: TrdConfig, groups: RayGroups, folder: RunFolder) -> R
             method=config.method,
             learner=config.learner,
         ),
-        max_restarts=config.faults.max_restarts,
+        max_restarts=_faults(config).max_restarts,
+        down=lambda: activity.down(LEARNER),
     )
     generators.follow_weights(recovering.catch_up)
     if config.pushes_teacher and teachers is not None:
@@ -197,6 +226,12 @@ async def _connect(config: TrdConfig, groups: RayGroups, folder: RunFolder) -> R
         teacher=RayTeachers(teachers),
         learner=recovering,
         weight_sync=recovering,
+        turns=ray_turns(
+            config,
+            learners=lambda: learner.ranks,
+            generators=lambda: generators.actors,
+            teachers=None if teachers is None else lambda: teachers.actors,
+        ),
     )
 
 
@@ -209,6 +244,7 @@ def _weight_sync(
     return RayWeightSync(
         config.weight_sync,
         learners=lambda: learner.ranks,
+        address=lambda: learner.address,
         generators=_push_group(Which.STUDENT, generators, config.generator.engine),
         teachers=followers,
         timeout_s=config.timeouts.sync_s,
@@ -233,7 +269,9 @@ async def _shut_down(groups: RayGroups) -> None:
 
 
 async def _end(actor: NamedActor) -> None:
+    if not actor.has_place:
+        return  # its process was never started
     try:
         await call(actor.handle.shutdown.remote(), actor=actor.name, method="shutdown", timeout_s=_SHUTDOWN_S)
     except (ActorTimeoutError, RunFailedError, RayError) as error:
-        log.warning("%s did not end by itself: %s", actor.name, first_line(error))
+        log.warning("%s did not end by itself: %s", actor.name, brief(error))

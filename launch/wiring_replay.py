@@ -6,21 +6,22 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from actors.learner_group import RayLearner
-from actors.placement import ActorRequest
 from launch.wiring_ray import ray_groups
+from trd_ray.activity import RoleActivity
 from trd_ray.config import TrdConfig
+from trd_ray.placement_plan import PlacementPlan
 from trd_ray.replay_plan import ModelPaths
 
 
 @asynccontextmanager
 async def ray_learner(
-    config: TrdConfig, models: ModelPaths, requests: tuple[ActorRequest, ...]
+    config: TrdConfig, models: ModelPaths, plan: PlacementPlan
 ) -> AsyncIterator[RayLearner]:
-    """The group of learner ranks that `requests` ask for; nothing is left running afterwards.
+    """The group of learner ranks of a plan; nothing is left running afterwards.
 
     Raises `PlacementError`, or what a rank raises while it starts.
     """
-    async with ray_groups(config, models, requests) as groups:
+    async with ray_groups(config, models, plan, RoleActivity()) as groups:
         learner = groups.learner
         assert learner is not None  # ranks are what is asked for
         await learner.setup()

@@ -3,22 +3,24 @@ data and run folder are put together. Both wirings go through here."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from trd_ray.activity import RoleActivity
 from trd_ray.buffer import TrajectoryBuffer
 from trd_ray.buffer_log import BufferLog, run_log
 from trd_ray.choices import Support
 from trd_ray.config import MethodConfig, TrdConfig
 from trd_ray.data import ProblemStream, load_first_problems, load_problems
+from trd_ray.device_turns import NoTurns
 from trd_ray.end_token import answer_end_token, end_token_ids
 from trd_ray.errors import ConfigError, describe
 from trd_ray.evaluation import eval_prompts
 from trd_ray.evaluator import Evaluator
 from trd_ray.feed import PromptFeed
-from trd_ray.interfaces import Generator, Learner, Teacher, WeightSync
+from trd_ray.interfaces import DeviceTurns, Generator, Learner, Teacher, WeightSync
 from trd_ray.locate import FailureLocator, make_locator, require_steps
 from trd_ray.models import load_tokenizer, model_facts, resolve_model, shared_vocab_size
 from trd_ray.observer import Observer
@@ -41,6 +43,8 @@ class Roles:
     teacher: Teacher
     learner: Learner
     weight_sync: WeightSync
+    turns: DeviceTurns = field(default_factory=NoTurns)
+    """Whose turn it is, where roles share devices."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +125,13 @@ def _max_scored(config: TrdConfig, teacher_path: Path) -> int:
 
 
 def build_pipeline(
-    config: TrdConfig, *, roles: Roles, inputs: RunInputs, folder: RunFolder, observer: Observer
+    config: TrdConfig,
+    *,
+    roles: Roles,
+    inputs: RunInputs,
+    folder: RunFolder,
+    observer: Observer,
+    activity: RoleActivity,
 ) -> Pipeline:
     """Put a run together."""
     producer = Producer(
@@ -129,7 +139,8 @@ def build_pipeline(
         teacher=roles.teacher,
         # Room for all that may be in the making, so that nothing finished waits to be put.
         buffer=TrajectoryBuffer(
-            capacity=(config.pipeline.max_staleness + 1) * config.pipeline.trajectories_per_step
+            capacity=(config.pipeline.max_staleness + 1) * config.pipeline.trajectories_per_step,
+            on_depth=activity.buffer.set,
         ),
         task=inputs.task,
         prompts=inputs.prompts,
@@ -155,6 +166,8 @@ def build_pipeline(
             buffer_log=_open_log(config, folder) if config.pipeline.log_targets else None,
         ),
         observer=observer,
+        activity=activity,
+        turns=roles.turns,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 
 from trd_ray.types import Trajectory
 
@@ -17,10 +18,12 @@ class TrajectoryBuffer:
     """Consumes: trajectories from the producers, consumed and rejected ones. Produces: them, in order of
     arrival. `put` waits while `capacity` trajectories are held; `take` waits while none is."""
 
-    def __init__(self, *, capacity: int) -> None:
+    def __init__(self, *, capacity: int, on_depth: Callable[[int], None] | None = None) -> None:
+        """`on_depth` is told how many are held whenever that changes."""
         if capacity < 1:
             raise ValueError(f"TrajectoryBuffer: capacity is {capacity}; expected 1 or more")
         self._capacity = capacity
+        self._on_depth = on_depth
         self._held: deque[Trajectory] = deque()
         self._changed = asyncio.Condition()
 
@@ -37,7 +40,7 @@ class TrajectoryBuffer:
         async with self._changed:
             await self._changed.wait_for(lambda: len(self._held) < self._capacity)
             self._held.append(trajectory)
-            self._changed.notify_all()
+            self._tell()
 
     async def take(self, most: int) -> tuple[Trajectory, ...]:
         """Remove and return the oldest trajectories: at least one, at most `most`.
@@ -49,5 +52,10 @@ class TrajectoryBuffer:
         async with self._changed:
             await self._changed.wait_for(lambda: len(self._held) > 0)
             taken = tuple(self._held.popleft() for _ in range(min(most, len(self._held))))
-            self._changed.notify_all()
+            self._tell()
         return taken
+
+    def _tell(self) -> None:
+        self._changed.notify_all()
+        if self._on_depth is not None:
+            self._on_depth(len(self._held))

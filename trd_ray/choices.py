@@ -195,3 +195,21 @@ class OverStale(StrEnum):
     """Trained on all the same."""
     REFRESH = "refresh"
     """Its prompt is answered anew by the present student."""
+
+
+class PlacementMode(StrEnum):
+    """How roles share devices."""
+
+    DISAGGREGATED = "disaggregated"
+    """Each actor has cores and GPUs of its own, and all roles work at once."""
+    COLOCATED = "colocated"
+    """Generators, teachers and learner ranks sit on the same devices and take turns by stage."""
+
+
+class PlacementStrategy(StrEnum):
+    """How bundles are laid over nodes."""
+
+    PACK = "pack"
+    """On as few nodes as possible: pushes and gradients stay inside a node while they can."""
+    SPREAD = "spread"
+    """Over as many nodes as possible: for nodes that are short of host memory."""

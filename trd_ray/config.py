@@ -25,6 +25,8 @@ from trd_ray.choices import (
     Normalization,
     OnRefusal,
     OverStale,
+    PlacementMode,
+    PlacementStrategy,
     RefineGate,
     Renormalize,
     Reward,
@@ -37,6 +39,7 @@ from trd_ray.choices import (
     TokenGate,
 )
 from trd_ray.method import check_method, check_scoring, method_sentence
+from trd_ray.placement_checks import check_placement
 from trd_ray.types import TeacherContext, TrajectorySource
 
 
@@ -58,6 +61,9 @@ class RunConfig:
     """Newest checkpoints kept; older ones are deleted. 1 or more."""
     tensorboard: bool = True
     """Write TensorBoard events into the run folder."""
+    trace_steps: int = 200
+    """Steps in `trace.json`, which shows in Perfetto what each actor did: the first so many after a start
+    or a resume, and of later ones two in every hundred. The file ends at 256 MiB. 0 writes none."""
 
     def __post_init__(self) -> None:
         require(bool(self.dir.strip()), "run.dir", self.dir, "a folder path", "name a folder for the results")
@@ -66,6 +72,7 @@ class RunConfig:
         require_at_least("run.eval_every", self.eval_every, 0)
         require_at_least("run.checkpoint_every", self.checkpoint_every, 0)
         require_at_least("run.keep_checkpoints", self.keep_checkpoints, 1)
+        require_at_least("run.trace_steps", self.trace_steps, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -375,12 +382,13 @@ class PipelineConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ResourceConfig:
-    """What one actor asks Ray for. Fractions share a core or GPU among actors that take turns."""
+    """What one actor computes with. Fractions share a core among actors."""
 
     cpus: float = 0.5
     """Cores. Above 0."""
     gpus: float = 0.0
-    """GPUs. 0 or more."""
+    """GPUs that it computes on, whole ones; where roles take turns on them (`placement.mode`) Ray is
+    asked for the fraction that follows. 0 or more."""
     memory_gib: float = 2.0
     """Memory in GiB. Above 0."""
 
@@ -571,16 +579,44 @@ class WeightSyncConfig:
     """How weights go from the learner to the generators (and to teachers whose weights move)."""
 
     backend: SyncBackend = SyncBackend.CPU
-    host: str = "127.0.0.1"
-    """Address on which the learner's first rank meets generators and other ranks. Loopback is right
-    on one machine; on several, that node's address."""
-    bucket_mib: int = 64
-    """Weights sent at once, in MiB. 1 or more."""
+    host: str = "auto"
+    """The one address on which the learner's first rank meets engines and other ranks. `auto`: loopback
+    while all nodes of the cluster have the same address, else that of this rank's node, also after it
+    was started anew on another. An address is taken as it is, and binds the first rank to its node."""
+    bucket_mib: int = 8
+    """Weights sent at once, in MiB; while one bucket travels the next is filled and the last is loaded.
+    8 stays in a CPU's cache. 1 or more."""
     verify: bool = True
     """Compare checksums of the generators' loaded weights with the learner's after each push."""
 
     def __post_init__(self) -> None:
         require_at_least("weight_sync.bucket_mib", self.bucket_mib, 1)
+
+    @property
+    def finds_host(self) -> bool:
+        """The address is looked for; none is given."""
+        return self.host in ("auto", "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacementConfig:
+    """Where the actors are."""
+
+    mode: PlacementMode = PlacementMode.DISAGGREGATED
+    """`disaggregated`: each actor has its own cores and GPUs. `colocated`: generators, teachers and
+    learner ranks share the same ones and take turns by stage; each role then takes as many devices as
+    the others. Needs `pipeline.max_staleness=0` and `pipeline.stage_barrier=true`."""
+    strategy: PlacementStrategy = PlacementStrategy.PACK
+    """Over several nodes: `pack` on as few as possible, or `spread`. An engine over several GPUs is on
+    one node either way."""
+    gpus_per_node: int = 8
+    """GPUs of a node: bounds a tensor-parallel engine, and is what the drawn plan counts with. 1 or more."""
+    device_memory_gib: float = 0.0
+    """Memory of one GPU, in GiB, which the memory plan compares with; 0 is unknown. 0 or more."""
+
+    def __post_init__(self) -> None:
+        require_at_least("placement.gpus_per_node", self.gpus_per_node, 1)
+        require_at_least("placement.device_memory_gib", self.device_memory_gib, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -665,6 +701,7 @@ class TrdConfig:
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     weight_sync: WeightSyncConfig = field(default_factory=WeightSyncConfig)
+    placement: PlacementConfig = field(default_factory=PlacementConfig)
     ray: RayConfig = field(default_factory=RayConfig)
     timeouts: TimeoutConfig = field(default_factory=TimeoutConfig)
     faults: FaultConfig = field(default_factory=FaultConfig)
@@ -683,12 +720,16 @@ class TrdConfig:
             )  # fmt: skip
         self._check_gpus()
         check_scoring(self)
+        check_placement(self)
         on_cuda = Device.CUDA in (self.generator.engine.device, self.learner.device)
+        # NCCL refuses a group with two ranks on one GPU, which colocated roles would be.
+        by_nccl = on_cuda and not self.colocated
         require(
-            (self.weight_sync.backend is SyncBackend.NCCL) == on_cuda,
+            (self.weight_sync.backend is SyncBackend.NCCL) == by_nccl,
             "weight_sync.backend", self.weight_sync.backend.value,
-            "nccl if generators and learner are on cuda, cpu if both are on cpu",
-            "make generator.engine.device, learner.device and weight_sync.backend agree",
+            "nccl if generators and learner are on GPUs of their own; cpu (through host memory) if both "
+            "are on cpu or placement.mode is colocated",
+            f"set weight_sync.backend={'nccl' if by_nccl else 'cpu'}, or change the devices",
         )  # fmt: skip
         require(
             self.generator.engine.device is self.learner.device,
@@ -714,6 +755,11 @@ class TrdConfig:
                 f"{needed}: one for each GPU that the actor computes on (device {device.value})",
                 f"set {role}.resources.gpus={needed}",
             )  # fmt: skip
+
+    @property
+    def colocated(self) -> bool:
+        """Roles take turns on the same devices."""
+        return self.placement.mode is PlacementMode.COLOCATED
 
     @property
     def teacher_model(self) -> str:

@@ -63,3 +63,21 @@ class DiskError(RunFailedError):
 def describe(what: str, *, where: str, got: object, expected: str, remedy: str) -> str:
     """Format the five answers that every message gives, one to a line."""
     return f"{what}\n  where:    {where}\n  got:      {got}\n  expected: {expected}\n  remedy:   {remedy}"
+
+
+_WHERE, _GOT = "\n  where:    ", "\n  got:      "
+
+
+def brief(error: BaseException) -> str:
+    """One line for a log: what is wrong, where, and what was found there; all of it comes with the error, if
+    it ends the run.
+
+    >>> brief(RunFailedError(describe("no answer", where="a.b", got="silence", expected="c", remedy="d")))
+    'no answer: a.b: silence'
+    """
+    # What an actor raised comes wrapped, with the actor's stack as its message.
+    cause = getattr(error, "cause", None)
+    inner = cause if isinstance(cause, BaseException) else error
+    what, _, rest = (str(inner) or repr(inner)).partition(_WHERE)
+    where, _, got = rest.partition(_GOT)
+    return ": ".join(part.splitlines()[0] for part in (what, where, got) if part)

@@ -29,6 +29,8 @@ class KnownModel:
     num_layers: int
     context_length: int
     num_parameters: int
+    num_kv_heads: int
+    head_dim: int
 
 
 def _qwen3(
@@ -41,6 +43,8 @@ def _qwen3(
         num_layers=num_layers,
         context_length=context_length,
         num_parameters=num_parameters,
+        num_kv_heads=8,
+        head_dim=128,
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from trd_ray.config import SamplingConfig
+from trd_ray.stage_clock import Stage
 from trd_ray.types import (
     Completion,
     DraftVerdict,
@@ -89,4 +90,15 @@ class WeightSync(Protocol):
 
     async def push(self, policy_version: int) -> SyncReport:
         """Returns once every generator serves `policy_version`. Raises `WeightSyncError`."""
+        ...
+
+
+class DeviceTurns(Protocol):
+    """Says whose turn it is on devices that roles share."""
+
+    async def begin(self, stage: Stage) -> None:
+        """Returns once the role that works in `stage` may do so; no other role may be asked until then.
+
+        Raises `ActorTimeoutError` with the actor that did not give up, or take, its devices.
+        """
         ...

@@ -1,60 +1,92 @@
-"""How much memory each role needs for what can be computed beforehand, in bytes.
+"""How much memory each role needs on each of its devices, in bytes, as far as it follows from the options.
 
-Left out, since they depend on the run: activations, the interpreter and its libraries (about 1 to
-2 GiB a process).
+Left out: the interpreter and its libraries (about 1 to 2 GiB of host memory a process), the context of a
+GPU (about half a GiB a process), fragmentation. Activations are estimates:
+
+- learner, a micro-batch of T tokens (padding included), width D, L layers, b bytes a number: a block keeps
+  about 17 D numbers a token for the backward pass (34 D bytes with b = 2: Korthikanti et al. 2022, arXiv
+  2205.05198, equation 2, without attention scores, which fused attention never stores), so 17 L T D b. With
+  `activation_checkpointing` each block keeps its input alone, and one is computed anew at a time:
+  (L + 17) T D b.
+- scorer, T = `score_batch_tokens`: the widest point of one block, about 10 T D b: its input, and gate, up and
+  product of a feed-forward part that is about three times as wide as the model.
+- an engine's activations and graphs are inside its share of a GPU, so that what is left for the KV cache
+  is an upper bound.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trd_ray.choices import Device, DType, ScoreMethod, TeacherWeights
-from trd_ray.config import EngineConfig, LearnerConfig, LoraConfig, TrdConfig
+from trd_ray.config import EngineConfig, LearnerConfig, LoraConfig, TeacherConfig, TrdConfig
+from trd_ray.kv_cache import BYTES, KvRoom, kv_room
 from trd_ray.models import ModelFacts
+from trd_ray.roles import Role
 
 _FLOAT32_BYTES = 4
-_BYTES = {DType.FLOAT32: 4, DType.BFLOAT16: 2}
 _ADAM_STATES = 2
 # Student and teacher logits, and the student's gradient, of one chunk.
 _CHUNK_COPIES = 3
 # Input plus output width of the seven linear layers of a block, in hidden widths, where the feed-forward
 # part is about three times as wide as the model.
 _LORA_WIDTHS = 20
+# See the module's docstring.
+_KEPT_WIDTHS = 17
+_WIDEST_POINT = 10
 _GIB = 2**30
+ENGINE_WEIGHTS = "engine weights"
+SCORER_WEIGHTS = "scorer weights"
+_OFFLOADED = ("weights", "adapters (about)", "optimizer", ENGINE_WEIGHTS, SCORER_WEIGHTS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RoleMemory:
-    """One actor's parts, in bytes."""
+    """One actor's parts on each of its devices, in bytes."""
 
-    role: str
+    role: Role
     num_actors: int
     parts: dict[str, int]
+    asleep: int = 0
+    """What stays on the device while other roles have their turn."""
+    kv: KvRoom | None = None
+    """None for a role without an engine."""
+    engine_share: int | None = None
+    """Part of a GPU that the engine takes as a whole; None on a CPU, without an engine, or if unknown."""
 
     @property
     def total(self) -> int:
         return sum(self.parts.values())
 
+    @property
+    def offloaded(self) -> int:
+        """What goes from a device to host memory while other roles have their turn on it."""
+        return sum(size for part, size in self.parts.items() if part in _OFFLOADED)
+
 
 def memory_plan(config: TrdConfig, *, student: ModelFacts, teacher: ModelFacts) -> tuple[RoleMemory, ...]:
     """Memory of one actor of each role; roles that the method does without are left out."""
-    learner = learner_parts(config.learner, student)
-    learner |= _learner_teacher_parts(config, teacher)
+    device_bytes = int(config.placement.device_memory_gib * _GIB)
+    held = _learner_teacher_parts(config, teacher)
+    learner = learner_parts(config.learner, student) | held
+    generator = _with_engine(
+        RoleMemory(role=Role.GENERATOR, num_actors=config.generator.num_actors, parts={}),
+        config.generator.engine,
+        student,
+        device_bytes,
+    )
     roles = [
-        RoleMemory(role="learner", num_actors=config.learner.num_ranks, parts=learner),
         RoleMemory(
-            role="generator",
-            num_actors=config.generator.num_actors,
-            parts=_engine_parts(config.generator.engine, student),
+            role=Role.LEARNER, num_actors=config.learner.num_ranks, parts=learner, asleep=sum(held.values())
         ),
+        generator,
     ]
     if config.teacher_group:
-        parts = {}
-        if config.teacher_scorer:
-            parts["scorer weights"] = teacher.num_parameters * _BYTES[config.teacher.score_dtype]
+        parts = _scorer_parts(config.teacher, teacher) if config.teacher_scorer else {}
+        teachers = RoleMemory(role=Role.TEACHER, num_actors=config.teacher.num_actors, parts=parts)
         if config.teacher_engine:
-            parts |= _engine_parts(config.teacher.engine, teacher)
-        roles.append(RoleMemory(role="teacher", num_actors=config.teacher.num_actors, parts=parts))
+            teachers = _with_engine(teachers, config.teacher.engine, teacher, device_bytes)
+        roles.append(teachers)
     return tuple(roles)
 
 
@@ -64,7 +96,7 @@ def learner_parts(learner: LearnerConfig, student: ModelFacts) -> dict[str, int]
     Rajbhandari et al. 2020 (arXiv 1910.02054), section 5: with mixed precision the optimizer holds
     float32 weights beside the two moments. With adapters only they have gradients and states.
     """
-    size, ranks = _BYTES[learner.dtype], learner.num_ranks
+    size, ranks = BYTES[learner.dtype], learner.num_ranks
     states = _ADAM_STATES + (0 if learner.dtype is DType.FLOAT32 else 1)
     shard = {stage: ranks if learner.zero_stage >= stage else 1 for stage in (1, 2, 3)}
     trained = _num_adapter_parameters(learner.lora, student) if learner.lora.rank else student.num_parameters
@@ -76,7 +108,14 @@ def learner_parts(learner: LearnerConfig, student: ModelFacts) -> dict[str, int]
         "gradients": trained * trained_size // shard[2],
         "optimizer": trained * states * _FLOAT32_BYTES // shard[1],
         "logits chunk": learner.kl_chunk_size * student.vocab_size * _FLOAT32_BYTES * _CHUNK_COPIES,
+        "activations (about)": _activations(learner, student),
     }
+
+
+def _activations(learner: LearnerConfig, facts: ModelFacts) -> int:
+    layers = facts.num_layers
+    widths = layers + _KEPT_WIDTHS if learner.activation_checkpointing else layers * _KEPT_WIDTHS
+    return learner.micro_batch_tokens * facts.hidden_width * BYTES[learner.dtype] * widths
 
 
 def _num_adapter_parameters(lora: LoraConfig, facts: ModelFacts) -> int:
@@ -85,7 +124,7 @@ def _num_adapter_parameters(lora: LoraConfig, facts: ModelFacts) -> int:
 
 def _learner_teacher_parts(config: TrdConfig, teacher: ModelFacts) -> dict[str, int]:
     """What of the teacher a rank holds: its head, or all of it; nothing if vLLM gives log-probabilities."""
-    size = _BYTES[config.learner.dtype]
+    size = BYTES[config.learner.dtype]
     method = config.method
     own = method.teacher_weights is TeacherWeights.INITIAL and config.learner.lora.rank > 0
     if method.scores and config.teacher.score is ScoreMethod.HIDDEN:
@@ -98,8 +137,25 @@ def _learner_teacher_parts(config: TrdConfig, teacher: ModelFacts) -> dict[str, 
     return parts
 
 
-def _engine_parts(engine: EngineConfig, facts: ModelFacts) -> dict[str, int]:
-    weights = facts.num_parameters * _BYTES[engine.dtype] // engine.tensor_parallel_size
-    if engine.device is Device.CUDA:  # vLLM fills its share of the GPU with KV cache
-        return {"engine weights": weights}
-    return {"engine weights": weights, "KV cache": int(engine.kv_cache_gib * _GIB)}
+def _scorer_parts(teacher: TeacherConfig, facts: ModelFacts) -> dict[str, int]:
+    size = BYTES[teacher.score_dtype]
+    activations = teacher.score_batch_tokens * facts.hidden_width * size * _WIDEST_POINT
+    return {SCORER_WEIGHTS: facts.num_parameters * size, "scorer activations (about)": activations}
+
+
+def _with_engine(role: RoleMemory, engine: EngineConfig, facts: ModelFacts, device_bytes: int) -> RoleMemory:
+    """The role with its engine's parts. On a GPU of unknown memory the KV cache is left out."""
+    weights = facts.num_parameters * BYTES[engine.dtype] // engine.tensor_parallel_size
+    share, cache = None, int(engine.kv_cache_gib * _GIB)
+    parts = role.parts | {ENGINE_WEIGHTS: weights}
+    if engine.device is Device.CUDA:
+        if not device_bytes:
+            return replace(role, parts=parts, kv=kv_room(engine, facts, num_bytes=None))
+        share = int(engine.gpu_memory_utilization * device_bytes)
+        cache = share - weights
+    return replace(
+        role,
+        parts=parts | {"KV cache": max(0, cache)},
+        kv=kv_room(engine, facts, num_bytes=cache),
+        engine_share=share,
+    )

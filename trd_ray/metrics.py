@@ -11,11 +11,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from trd_ray.activity_records import ActivityLap
 from trd_ray.errors import DataError, MissingDependencyError, describe
 from trd_ray.evaluation import EvalReport
 from trd_ray.json_lines import JsonLinesWriter, read_lines
 from trd_ray.outcomes import Outcome
 from trd_ray.run_folder import RunFolder
+from trd_ray.runtime_metrics import RuntimeMetrics
 from trd_ray.stage_clock import Stage, StageTimes
 from trd_ray.trajectory_metrics import (
     edit_distance_mean,
@@ -104,6 +106,8 @@ class StepMetrics:
     """Prompts in the pipeline during the step: left pending by the one before, and new ones."""
     prompts_pending: int
     """Prompts that have not ended at the end of the step."""
+    runtime: RuntimeMetrics | None = None
+    """Its fields stand in the row beside the others; None if the run was not watched."""
 
     def __post_init__(self) -> None:
         if self.num_trajectories != self.num_consumed + self.num_rejected:
@@ -123,13 +127,15 @@ class StepMetrics:
             )
 
     def to_json(self) -> dict[str, object]:
-        return asdict(self)
+        row = asdict(self)
+        return row | (row.pop("runtime") or {})
 
     @classmethod
     def from_line(cls, line: str) -> StepMetrics:
         """Read a row. Keys that it does not know are left out; `DataError` names one that is missing."""
         row = json.loads(line)
-        missing = [field.name for field in fields(cls) if field.name not in row]
+        names = [field.name for field in fields(cls) if field.name != "runtime"]
+        missing = [name for name in names if name not in row]
         if missing:
             raise DataError(
                 describe(
@@ -138,11 +144,11 @@ class StepMetrics:
                     remedy="use a run folder that was written by this version",
                 )
             )  # fmt: skip
-        known = {field.name: row[field.name] for field in fields(cls)}
+        known = {name: row[name] for name in names}
         for field in fields(cls):
             if field.type == "float" and known[field.name] is None:
                 known[field.name] = math.nan
-        return cls(**known)
+        return cls(**known, runtime=RuntimeMetrics.from_row(row))
 
 
 def read_metrics(path: Path) -> tuple[StepMetrics, ...]:
@@ -164,6 +170,7 @@ def step_metrics(
     staleness_max: int,
     prompts_in: int,
     prompts_pending: int = 0,
+    activity: ActivityLap | None = None,
 ) -> StepMetrics:
     """Reduce one step. `trajectories` are all that ended in it, consumed and rejected.
 
@@ -217,6 +224,7 @@ def step_metrics(
         tokens_per_s=num_generated / times.step_s if times.step_s > 0 else 0.0,
         prompts_in=prompts_in,
         prompts_pending=prompts_pending,
+        runtime=RuntimeMetrics.from_lap(activity) if activity is not None else None,
     )
 
 
@@ -325,6 +333,8 @@ def _step_scalars(m: StepMetrics) -> dict[str, float]:
         "length/rollout_tokens": m.rollout_length_mean,
         "length/refined_tokens": m.refined_length_mean,
         **{f"time/{stage}_s": getattr(m, f"{stage}_s") for stage in (*Stage, "other", "step")},
+        "pipeline/prompts_pending": m.prompts_pending,
+        **(m.runtime.scalars() if m.runtime is not None else {}),
     }
     return {tag: value for tag, value in scalars.items() if value is not None}
 

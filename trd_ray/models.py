@@ -66,6 +66,10 @@ class ModelFacts:
     """Positions that the model was made for, in tokens."""
     num_parameters: int
     """A tied output head counts once."""
+    num_kv_heads: int
+    """Heads of keys and values; fewer than attention heads where those share them."""
+    head_dim: int
+    """Numbers of one head."""
     num_bytes: int
     """Of the weights, as stored."""
 
@@ -117,16 +121,21 @@ def model_facts(path: Path) -> ModelFacts:
     text_config = _text_config(config)
     shapes = [spec for file in _weight_files(path) for spec in _read_header(file).values()]
     architectures = config.get("architectures")
+    hidden_width = _integer(text_config, "hidden_size", path=path)
+    num_heads = _integer(text_config, "num_attention_heads", path=path)
     return ModelFacts(
         path=path,
         architecture=str(architectures[0])
         if isinstance(architectures, list) and architectures
         else "unknown",
         vocab_size=_integer(text_config, "vocab_size", path=path),
-        hidden_width=_integer(text_config, "hidden_size", path=path),
+        hidden_width=hidden_width,
         num_layers=_integer(text_config, "num_hidden_layers", path=path),
         context_length=_integer(text_config, "max_position_embeddings", path=path),
         num_parameters=sum(prod(shape) for shape, _ in shapes),
+        # Where the file says nothing, every attention head has its own keys and values.
+        num_kv_heads=cast("int", text_config.get("num_key_value_heads") or num_heads),
+        head_dim=cast("int", text_config.get("head_dim") or hidden_width // num_heads),
         num_bytes=sum(num_bytes for _, num_bytes in shapes),
     )
 

@@ -24,15 +24,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from trd_ray.activity import RoleActivity
+from trd_ray.activity_records import LEARNER, Tally, WaitReason
 from trd_ray.buffer import TrajectoryBuffer
 from trd_ray.choices import Reward
 from trd_ray.collector import StepCollector
 from trd_ray.config import TrdConfig
-from trd_ray.errors import RunFailedError, TrdRayError, describe
+from trd_ray.errors import RunFailedError, TrdRayError, brief, describe
 from trd_ray.evaluator import Evaluator
 from trd_ray.feed import PromptFeed
 from trd_ray.garbage import few_collections
-from trd_ray.interfaces import Learner, WeightSync
+from trd_ray.interfaces import DeviceTurns, Learner, WeightSync
 from trd_ray.ledger import PromptLedger, prompt_key
 from trd_ray.metrics import step_metrics
 from trd_ray.observer import Observer
@@ -46,7 +48,7 @@ from trd_ray.stage_clock import Stage, StageClock
 from trd_ray.staleness import check_staleness
 from trd_ray.step_batch import step_batch
 from trd_ray.step_stages import StepStages
-from trd_ray.types import Trajectory
+from trd_ray.types import SyncReport, Trajectory, nothing_pushed
 
 log = logging.getLogger(__name__)
 
@@ -83,8 +85,12 @@ class Pipeline:
         evaluator: Evaluator | None,
         recorder: Recorder,
         observer: Observer,
+        activity: RoleActivity,
+        turns: DeviceTurns,
     ) -> None:
         self._config = config
+        self._turns = turns
+        self._activity = activity
         self._buffer: TrajectoryBuffer = producer.buffer
         self._feed = feed
         self._learner = learner
@@ -112,6 +118,7 @@ class Pipeline:
             stages=self._step_stages,
             problems_per_step=self._config.pipeline.prompts_per_step,
             max_in_flight=self._config.pipeline.max_in_flight,
+            activity=self._activity,
         )
 
     def _step_stages(self, num_trajectories: int) -> StepStages:
@@ -120,6 +127,7 @@ class Pipeline:
             barrier=self._config.pipeline.stage_barrier,
             clock=self._clock,
             observer=self._observer,
+            turns=self._turns,
         )
 
     def _step_collector(self) -> StepCollector:
@@ -147,6 +155,7 @@ class Pipeline:
         """
         if resume_from is not None:
             await self._restore(resume_from)
+        await self._turns.begin(Stage.SYNC)
         await self._weight_sync.push(self._learner_step)
         if self._evaluation_is_due() and self._learner_step not in evaluated:
             await self._evaluate()
@@ -166,14 +175,19 @@ class Pipeline:
         return RunResult(learner_step=self._learner_step, interrupted=unfinished)
 
     async def _steps(self) -> None:
-        self._clock.start()
+        self._start_step_time()
         while self._learner_step < self._config.run.num_steps and not self._stop.is_set():
             self._allow_production()
-            trajectories = await self._unless_stopped(self._gather_step())
+            with self._activity.waiting(LEARNER, WaitReason.STARVED):
+                trajectories = await self._unless_stopped(self._gather_step())
             if trajectories is None:
                 return
             await self._finish_step(trajectories)
             await self._after_step()
+
+    def _start_step_time(self) -> None:
+        self._clock.start()
+        self._activity.start()
 
     def _allow_production(self) -> None:
         """As far as staleness permits: the step in hand and `max_staleness` more, never beyond the run."""
@@ -223,6 +237,8 @@ class Pipeline:
         while True:
             collected = self._collector.collect(learner_version=self._learner_step)
             dropped += collected.dropped
+            self._activity.count(Tally.STALE_DROPPED, len(collected.dropped))
+            self._activity.count(Tally.REFRESHED, len(collected.refreshed))
             self._draw_further(len(collected.dropped))
             self._production.again(collected.refreshed)
             if collected.trajectories:
@@ -259,22 +275,32 @@ class Pipeline:
         )
         self._observer.on_stage(Stage.LEARN, 0, 1)
         with self._clock.stage(Stage.LEARN):
+            await self._turns.begin(Stage.LEARN)
             learned = await self._learner.learn(batch)
-        self._observer.on_stage(Stage.SYNC, 0, 1)
-        with self._clock.stage(Stage.SYNC):
-            synced = await self._weight_sync.push(learned.policy_version)
         self._learner_step = learned.learner_step
         before, self._counted = self._counted, self._ledger.end(trajectories)
-        metrics = step_metrics(
-            trajectories,
-            step=learned,
-            sync=synced,
-            times=self._clock.lap(),
-            staleness_max=staleness_max,
-            prompts_in=before.num_pending + self._counted.num_in - before.num_in,
-            prompts_pending=self._counted.num_pending,
-        )
-        self._observer.on_step(metrics)
+        synced = nothing_pushed(learned.policy_version)
+        try:
+            synced = await self._push(learned.policy_version)
+        finally:
+            # The step is made, also if the push fails: a checkpoint that is written then holds it.
+            metrics = step_metrics(
+                trajectories,
+                step=learned,
+                sync=synced,
+                times=self._clock.lap(),
+                staleness_max=staleness_max,
+                prompts_in=before.num_pending + self._counted.num_in - before.num_in,
+                prompts_pending=self._counted.num_pending,
+                activity=self._activity.lap(learner_step=step),
+            )
+            self._observer.on_step(metrics)
+
+    async def _push(self, policy_version: int) -> SyncReport:
+        self._observer.on_stage(Stage.SYNC, 0, 1)
+        with self._clock.stage(Stage.SYNC):
+            await self._turns.begin(Stage.SYNC)
+            return await self._weight_sync.push(policy_version)
 
     async def _after_step(self) -> None:
         step, run = self._learner_step, self._config.run
@@ -283,7 +309,7 @@ class Pipeline:
         if step == run.num_steps or (run.checkpoint_every and step % run.checkpoint_every == 0):
             await self._checkpoint()
         # Evaluations and checkpoints are not part of a step's time.
-        self._clock.start()
+        self._start_step_time()
 
     def _evaluation_is_due(self) -> bool:
         """Before the first step, after the last, and every `run.eval_every` between them."""
@@ -293,6 +319,7 @@ class Pipeline:
     async def _evaluate(self) -> None:
         if self._evaluator is None:
             return
+        await self._turns.begin(Stage.ROLLOUT)
         report = await self._unless_stopped(self._evaluator.evaluate(learner_step=self._learner_step))
         if report is None:
             self._evaluation_was_cut = True
@@ -300,6 +327,7 @@ class Pipeline:
         self._observer.on_eval(report)
 
     async def _checkpoint(self) -> None:
+        await self._turns.begin(Stage.LEARN)
         # Both at once: production goes on while the learner saves.
         state, finished = self._run_state(), self._collector.held + self._buffer.held
         await self._recorder.checkpoint(state, self._learner, finished=finished)
@@ -310,7 +338,7 @@ class Pipeline:
         try:
             await self._checkpoint()
         except (TrdRayError, OSError) as error:
-            log.warning("no checkpoint after the failure: %s", str(error).splitlines()[0])
+            log.warning("no checkpoint after the failure: %s", brief(error))
 
     def _run_state(self) -> RunState:
         return RunState(
@@ -324,6 +352,7 @@ class Pipeline:
 
     async def _restore(self, folder: Path) -> None:
         state = RunState.read(folder)
+        await self._turns.begin(Stage.LEARN)
         policy_version = await self._learner.load(folder)
         if policy_version != state.learner_step:
             raise RunFailedError(

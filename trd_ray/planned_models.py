@@ -42,5 +42,7 @@ def planned_facts(name: str) -> ModelFacts:
         num_layers=known.num_layers,
         context_length=known.context_length,
         num_parameters=known.num_parameters,
+        num_kv_heads=known.num_kv_heads,
+        head_dim=known.head_dim,
         num_bytes=known.num_parameters * _BFLOAT16_BYTES,
     )

@@ -69,10 +69,10 @@ class Producer:
         """Carry one prompt through all stages and put the trajectory into the buffer."""
         rollout = speculation = None
         if self.method.makes_rollout:
-            with stages.stage(Stage.ROLLOUT):
+            async with stages.stage(Stage.ROLLOUT):
                 rollout = await self._roll_out(prompt)
         elif self.method.trajectory is TrajectorySource.SPECULATIVE:
-            with stages.stage(Stage.ROLLOUT):
+            async with stages.stage(Stage.ROLLOUT):
                 speculation = await self._speculate(prompt)
         await stages.wait()
         trajectory = await self._complete(prompt, rollout, speculation, stages)
@@ -104,12 +104,12 @@ class Producer:
                 assert speculation is not None  # likewise
                 return await self._of_speculation(prompt, speculation)
             case TrajectorySource.TEACHER:
-                with stages.stage(Stage.REFINE):
+                async with stages.stage(Stage.REFINE):
                     return await self._of_teacher(prompt)
             case TrajectorySource.REFERENCE:
                 return await self._of_reference(prompt)
         assert rollout is not None  # refined and spliced
-        with stages.stage(Stage.REFINE):
+        async with stages.stage(Stage.REFINE):
             return await self._refiner().refine(rollout)
 
     def _refiner(self) -> Refiner:
@@ -131,7 +131,7 @@ class Producer:
             return dataclasses.replace(trajectory, target=DeferredTarget(context_ids=context_ids))
         if self.score.by_engine and len(context_ids) + len(token_ids) > self.prompts.max_scored:
             return rejected(trajectory, RejectReason.PROMPT_TOO_LONG)
-        with stages.stage(Stage.SCORE):
+        async with stages.stage(Stage.SCORE):
             target = await self.teacher.score(context_ids, token_ids)
         return dataclasses.replace(trajectory, target=target)
 

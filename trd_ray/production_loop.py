@@ -6,9 +6,12 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from trd_ray.activity import RoleActivity
+from trd_ray.activity_records import WaitReason
 from trd_ray.feed import PromptFeed
 from trd_ray.ledger import PromptLedger
 from trd_ray.production import Producer
+from trd_ray.roles import Role
 from trd_ray.step_stages import StepStages
 from trd_ray.types import Prompt
 
@@ -31,11 +34,13 @@ class ProductionLoop:
         stages: Callable[[int], StepStages],
         problems_per_step: int,
         max_in_flight: int,
+        activity: RoleActivity,
     ) -> None:
         """
         Args:
             stages: makes what the given number of trajectories, which begin together, share.
             max_in_flight: trajectories in the making at once; 0 for no bound but the allowance.
+            activity: is told how many are, and when the allowance holds the generators back.
         """
         self._feed = feed
         self._producer = producer
@@ -46,12 +51,7 @@ class ProductionLoop:
         self._again: deque[tuple[Prompt, ...]] = deque()
         self._allowed = 0
         self._changed = asyncio.Event()
-        self._num_in_flight = 0
-
-    @property
-    def num_in_flight(self) -> int:
-        """Trajectories in the making."""
-        return self._num_in_flight
+        self._activity = activity
 
     def allow(self, num_problems: int) -> None:
         """Problems, since the run began, that may be drawn by now. Never takes back what was allowed."""
@@ -74,7 +74,6 @@ class ProductionLoop:
                     for prompt in cohort:
                         if self._slots is not None:
                             await self._slots.acquire()
-                        self._num_in_flight += 1
                         tasks.create_task(self._make(prompt, stages))
         except BaseExceptionGroup as failures:
             # The siblings were cancelled because of the first; that one is the news.
@@ -91,12 +90,13 @@ class ProductionLoop:
                 self._ledger.admit(prompts)
                 return prompts
             self._changed.clear()
-            await self._changed.wait()
+            with self._activity.holding(Role.GENERATOR, WaitReason.STALENESS):
+                await self._changed.wait()
 
     async def _make(self, prompt: Prompt, stages: StepStages) -> None:
         try:
-            await self._producer.produce(prompt, stages)
+            with self._activity.in_flight:
+                await self._producer.produce(prompt, stages)
         finally:
-            self._num_in_flight -= 1
             if self._slots is not None:
                 self._slots.release()

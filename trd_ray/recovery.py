@@ -6,12 +6,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from trd_ray.config import LearnerConfig, MethodConfig
-from trd_ray.errors import LearnerLostError, RunFailedError, describe
+from trd_ray.errors import LearnerLostError, RunFailedError, brief, describe
 from trd_ray.interfaces import Learner, WeightSync
 from trd_ray.outcomes import Outcome
 from trd_ray.run_folder import RunFolder
@@ -62,16 +63,19 @@ class RecoveringLearner:
         restart: Callable[[], Awaitable[None]],
         past: Past,
         max_restarts: int,
+        down: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         """
         Args:
             restart: starts the ranks anew, with the weights of step 0, and forgets whom they pushed to.
+            down: entered while the ranks are started anew, for whoever watches the run.
         """
         self._learner = learner
         self._weight_sync = weight_sync
         self._restart = restart
         self._past = past
         self._max_restarts = max_restarts
+        self._down = down
         self._turn = asyncio.Lock()
         self._version = 0
         self.num_restarts = 0
@@ -117,11 +121,12 @@ class RecoveringLearner:
                 "the learner is started anew (%d of %d): %s",
                 self.num_restarts,
                 self._max_restarts,
-                str(error).splitlines()[0],
+                brief(error),
             )
             try:
-                await self._restart()
-                await self._replay()
+                with self._down():
+                    await self._restart()
+                    await self._replay()
             except LearnerLostError as again:
                 error = again
             else:

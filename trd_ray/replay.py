@@ -24,7 +24,7 @@ from trd_ray.run_folder import RunFolder
 from trd_ray.stage_clock import Stage, StageClock
 from trd_ray.staleness import staleness
 from trd_ray.step_batch import step_batch
-from trd_ray.types import LearnerStep, SyncReport, Trajectory
+from trd_ray.types import LearnerStep, Trajectory, nothing_pushed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +126,7 @@ class Replay:
         metrics = step_metrics(
             trajectories,
             step=learned,
-            sync=_nothing_pushed(learned.policy_version),
+            sync=nothing_pushed(learned.policy_version),
             times=times,
             staleness_max=max(staleness(t, learner_version=learned.learner_step - 1) for t in consumed),
             prompts_in=len(trajectories),
@@ -157,7 +157,3 @@ def _difference(difference: LossDifference | None) -> Mapping[str, object] | Non
         return None
     values = {**asdict(difference), "relative": difference.relative}
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
-
-
-def _nothing_pushed(policy_version: int) -> SyncReport:
-    return SyncReport(policy_version=policy_version, num_parameters=0, num_bytes=0, checksum="", sync_s=0.0)

@@ -24,6 +24,7 @@ _MAY_CHANGE = (
     "run.checkpoint_every",
     "run.keep_checkpoints",
     "run.tensorboard",
+    "run.trace_steps",
     "learner.optimizer.learning_rate",
     "teacher.sampling.max_tokens",
     "teacher.engine.",

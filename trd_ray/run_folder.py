@@ -141,6 +141,10 @@ class RunFolder:
         return self.path / "tensorboard"
 
     @property
+    def trace(self) -> Path:
+        return self.path / "trace.json"
+
+    @property
     def report(self) -> Path:
         return self.path / "report.html"
 

@@ -7,6 +7,7 @@ tokens, Dt teacher width.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,14 @@ class HiddenScorer:
                 scored[index] = encode_hidden(states)
         return [scored[index] for index in range(len(requests))]
 
+    def move(self, device: str) -> None:
+        """Put the model on another device; not while it scores."""
+        self._device = torch.device(device)
+        self._body.to(self._device)
+        if torch.cuda.is_available():
+            # Freed memory would stay with this process's allocator.
+            torch.cuda.empty_cache()
+
     @torch.inference_mode()
     def _forward(self, requests: Sequence[ScoreRequest]) -> list[Tensor]:
         """[T, Dt] of each request, computed together with padding on the right."""
@@ -113,7 +122,12 @@ class AsyncScorer:
         Args:
             max_batch: most trajectories taken at once; the scorer splits them by tokens.
         """
+        self._scorer = scorer
         self._batcher = MicroBatcher(scorer.score, max_batch=max_batch)
+
+    async def move(self, device: str) -> None:
+        """Put the model on another device; not while a call waits."""
+        await asyncio.to_thread(self._scorer.move, device)
 
     async def score(self, context_ids: IntArray, token_ids: IntArray) -> TeacherHidden:
         """Final hidden states that predict each of `token_ids` [T] after `context_ids` [P] -> [T, Dt].

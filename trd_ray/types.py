@@ -368,3 +368,8 @@ class SyncReport:
     checksum: str
     """SHA-256 over names, shapes and bytes in order; the same on the learner and each generator."""
     sync_s: float
+
+
+def nothing_pushed(policy_version: int) -> SyncReport:
+    """Of a step whose weights reached nobody."""
+    return SyncReport(policy_version=policy_version, num_parameters=0, num_bytes=0, checksum="", sync_s=0.0)

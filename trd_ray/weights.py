@@ -2,7 +2,7 @@
 
 The learner and every generator describe the weights under their Hugging Face names. A
 `WeightManifest` says what a push holds before its first byte is sent; `checksum_named` says
-whether two sides hold the same weights. Needs torch and the standard library only.
+whether two sides hold the same weights. Needs torch and xxhash only.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from math import prod
 
 import torch
+import xxhash
 
-_CHUNK_NUMEL = 1 << 22
-"""Elements hashed at once: bounds the copy that canonicalises them to 16 MiB of float32."""
+_CHUNK_NUMEL = 1 << 17
+"""Elements hashed at once: the copy that canonicalises them stays in a core's own cache."""
+_DEVICE_NUMEL = 1 << 22
+"""Elements brought from an accelerator at once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,25 +94,39 @@ def dtype_name(dtype: torch.dtype) -> str:
 class WeightChecksum:
     """The checksum of named tensors that arrive one by one, in any order.
 
-    SHA-256 over each name in sorted order with its dtype, its shape and the SHA-256 of its bytes.
-    Zeros of either sign and subnormal numbers count as +0.0: no matrix product tells them apart,
-    so an engine that keeps its weights packed can only give them back as such.
+    SHA-256 over each name in sorted order with its dtype, its shape and the XXH3-128 of its bytes in
+    canonical form (see `copy_canonical`). XXH3 reads ten times as fast as SHA-256, faster than bytes
+    travel between processes; it makes no claim against forgers, but a change that nobody chose
+    escapes its 128 bits with a probability of about 3e-39.
     """
 
     def __init__(self) -> None:
         self._digests: dict[str, bytes] = {}
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
-        """Add one tensor of any shape and device.
+        """Add one tensor of any shape, device and values.
 
         Raises:
             ValueError: the name was added before.
         """
+        self._add(name, tensor, _canonical_chunks(tensor))
+
+    def add_canonical(self, name: str, tensor: torch.Tensor) -> None:
+        """Add one contiguous tensor on the CPU that `copy_canonical` wrote, here or at the other end.
+
+        Reads its bytes as they are: a flip of any of them changes the checksum.
+
+        Raises:
+            ValueError: the name was added before.
+        """
+        self._add(name, tensor, [tensor.detach().reshape(-1)])
+
+    def _add(self, name: str, tensor: torch.Tensor, chunks: Iterable[torch.Tensor]) -> None:
         if name in self._digests:
             raise ValueError(f"WeightChecksum: {name} was added twice")
         head = f"{name}\0{dtype_name(tensor.dtype)}\0{list(tensor.shape)}\0".encode()
-        digest = hashlib.sha256()
-        for chunk in _canonical_chunks(tensor):
+        digest = xxhash.xxh3_128()
+        for chunk in chunks:
             digest.update(chunk.view(torch.uint8).numpy().data)
         self._digests[name] = head + digest.digest()
 
@@ -122,6 +139,22 @@ class WeightChecksum:
 
     def hexdigest(self) -> str:
         return self.digest().hex()
+
+
+def copy_canonical(source: torch.Tensor, into: torch.Tensor) -> None:
+    """Copy values of one dtype into a tensor of the same shape and dtype, in canonical form.
+
+    Zeros of either sign and subnormal numbers become +0.0: no matrix product tells them apart, so
+    an engine that keeps its weights packed can only give them back as such.
+    """
+    if source.dtype.is_floating_point and source.device.type == "cpu":
+        limits = torch.finfo(source.dtype)
+        # One pass over the values, as fast as a plain copy. The bound is the largest subnormal.
+        torch.ops.aten.hardshrink.out(source.detach(), limits.tiny * (1 - limits.eps), out=into)
+    else:
+        into.copy_(source.detach())
+        if source.dtype.is_floating_point:
+            into.masked_fill_(into.abs() < torch.finfo(source.dtype).tiny, 0.0)
 
 
 def checksum_named(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
@@ -137,10 +170,11 @@ def checksum_named(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
 
 
 def _canonical_chunks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Yield the flat values on the CPU in pieces, with zeros and subnormals as +0.0."""
+    """Yield the flat values on the CPU in pieces, in canonical form; a piece is valid until the next."""
     flat = tensor.detach().contiguous().reshape(-1)
-    for chunk in flat.split(_CHUNK_NUMEL):
-        values = chunk.cpu()
-        if values.dtype.is_floating_point:
-            values = values.masked_fill(values.abs() < torch.finfo(values.dtype).tiny, 0.0)
-        yield values.contiguous()
+    scratch = torch.empty(min(flat.numel(), _CHUNK_NUMEL), dtype=flat.dtype)
+    for piece in flat.split(_DEVICE_NUMEL):
+        for chunk in piece.cpu().split(_CHUNK_NUMEL):
+            canonical = scratch[: chunk.numel()]
+            copy_canonical(chunk, canonical)
+            yield canonical

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,18 +16,19 @@ from ray.exceptions import TaskCancelledError
 from actors.calls import call, call_all
 from actors.handles import RayGenerators, RayTeachers, sampling_options
 from actors.members import NamedActor
-from actors.placement import ActorRequest, actor_requests, reserve
+from actors.placement import reserve
 from actors.pool import EnginePool, PoolLimits
 from tests.fakes import completion
+from trd_ray.activity import RoleActivity
 from trd_ray.config import (
     FaultConfig,
     GeneratorConfig,
-    LearnerConfig,
     ResourceConfig,
     SamplingConfig,
     TrdConfig,
 )
 from trd_ray.errors import ActorTimeoutError, PlacementError, RunFailedError
+from trd_ray.placement_plan import generator_plan
 from trd_ray.types import Problem, Prompt, TeacherCompletion, TeacherHidden
 
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -72,11 +74,12 @@ def make_actor(name: str) -> NamedActor:
 
 def make_pool(*actors: NamedActor, num_slots: int = 2, request_s: float = 30) -> EnginePool:
     return EnginePool(
-        "engine",
+        "generator",
         actors,
         create=lambda index: make_actor(f"again-{index}"),
         limits=PoolLimits(request_s=request_s, start_s=60, replace_s=60, num_slots=num_slots),
         faults=FaultConfig(max_attempts=1, max_restarts=0),
+        activity=RoleActivity(),
     )
 
 
@@ -199,21 +202,11 @@ async def test_no_teachers_are_fine_until_one_is_asked():
             await calling
 
 
-def test_requests_follow_the_configuration():
-    config = TrdConfig(
-        generator=GeneratorConfig(num_actors=2, resources=ResourceConfig(cpus=3)),
-        learner=LearnerConfig(num_ranks=2),
-    )
-    requests = actor_requests(config)
-    assert [r.name for r in requests] == [
-        "learner-0", "learner-1", "generator-0", "generator-1", "teacher-0",
-    ]  # fmt: skip
-    assert requests[2].bundle() == {"CPU": 3, "memory": 2 * 2**30}
-
-
 async def test_what_cannot_be_placed_is_said_with_the_shortage_in_time():
-    requests = [ActorRequest(name="generator-0", resources=ResourceConfig(cpus=2, gpus=1))]
+    plan = generator_plan(TrdConfig(generator=GeneratorConfig(resources=ResourceConfig(cpus=2))))
+    (bundle,) = plan.bundles
+    plan = replace(plan, bundles=(replace(bundle, resources=ResourceConfig(cpus=2, gpus=1)),))
     start = time.monotonic()
     with pytest.raises(PlacementError, match=r"GPU: asked 1, cluster has 0, free 0"):
-        await reserve(requests, timeout_s=2)
+        await reserve(plan, timeout_s=2)
     assert time.monotonic() - start < 20

@@ -25,6 +25,7 @@ from actors.weight_transfer import WeightEndpoint
 from tests.actors.test_weight_transfer import join, receive
 from tests.tiny_models import make_tiny_qwen3
 from tests.unit.training_samples import make_samples, with_topk
+from trd_ray.activity import RoleActivity
 from trd_ray.batching import make_training_batch
 from trd_ray.choices import ScoreMethod, Support, TeacherWeights
 from trd_ray.config import (
@@ -97,11 +98,14 @@ class Rig:
         return NamedActor(name="learner-0", handle=handle)
 
     async def connect(self, first: NamedActor) -> tuple[RayLearner, RayWeightSync]:
-        learner = RayLearner([first], create=never, host="127.0.0.1", start_s=LIMIT_S, timeout_s=LIMIT_S)
+        learner = RayLearner(
+            [first], create=never, host=lambda: "127.0.0.1", start_s=LIMIT_S, timeout_s=LIMIT_S
+        )
         await learner.setup()
         sync = RayWeightSync(
             WeightSyncConfig(bucket_mib=1),
             learners=lambda: learner.ranks,
+            address=lambda: learner.address,
             generators=push_group(Which.STUDENT, self.generator),
             teachers=push_group(Which.TEACHER, self.teacher),
             timeout_s=LIMIT_S,
@@ -122,6 +126,7 @@ def push_group(which: Which, actor: NamedActor) -> PushGroup:
         create=never,
         limits=PoolLimits(request_s=LIMIT_S, start_s=LIMIT_S, replace_s=LIMIT_S, num_slots=8),
         faults=FaultConfig(max_restarts=0),
+        activity=RoleActivity(),
     )
     return PushGroup(which=which, pool=pool, dtype="float32", workers_per_actor=1)
 

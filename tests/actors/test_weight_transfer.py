@@ -39,12 +39,12 @@ def receive(group: TransferGroup, manifest: WeightManifest, bucket_bytes: int) -
     checksum = WeightChecksum()
     for bucket in plan_buckets(manifest, bucket_bytes):
         buffer = torch.empty(bucket.num_bytes, dtype=torch.uint8)
-        group.broadcast(buffer).wait()
+        group.finish(group.broadcast(buffer))
         for entry in bucket.entries:
             received[entry.spec.name] = bucket_view(buffer, entry)
-            checksum.add(entry.spec.name, received[entry.spec.name])
+            checksum.add_canonical(entry.spec.name, received[entry.spec.name])
     trailer = torch.empty(TRAILER_BYTES, dtype=torch.uint8)
-    group.broadcast(trailer).wait()
+    group.finish(group.broadcast(trailer))
     assert bytes(trailer[8:].tolist()) == checksum.digest()
     group.report_done(push)
     return received

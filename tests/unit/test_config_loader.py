@@ -55,7 +55,7 @@ def test_every_key_is_described_in_base_yaml():
         ("learner.zero_stage=4", ["learner.zero_stage", "between 1 and 3"]),
         ("method=refined", ["section", "method."]),
         ("method.divergence=kl", ["method.divergence", "forward_kl, reverse_kl"]),
-        ("pipeline.max_staleness=1", ["pipeline.max_staleness", "between 0 and 0"]),
+        ("pipeline.max_staleness=1", ["pipeline.stage_barrier", "false where max_staleness is above 0"]),
         ("nonsense", ["malformed override", "key.path=value"]),
         ("method.trajectory=rollout", ["method.teacher_context", "no refinement"]),
         ("method.teacher_context=privileged", ["method.teacher_context", "method.privileged=true"]),

@@ -10,6 +10,7 @@ from trd_ray.choices import (
     Device,
     Divergence,
     DType,
+    PlacementMode,
     ScoreMethod,
     SyncBackend,
     TeacherWeights,
@@ -20,11 +21,14 @@ from trd_ray.config import (
     LearnerConfig,
     LoraConfig,
     MethodConfig,
+    PlacementConfig,
     ResourceConfig,
     TeacherConfig,
     TrdConfig,
     WeightSyncConfig,
 )
+from trd_ray.kv_cache import kv_room
+from trd_ray.memory_checks import MemoryCheck, memory_checks
 from trd_ray.memory_plan import learner_parts, memory_plan
 from trd_ray.planned_models import planned_facts
 from trd_ray.types import TeacherContext, TrajectorySource
@@ -59,10 +63,15 @@ def plan(method: MethodConfig, **teacher: object) -> dict[str, dict[str, int]]:
 
 def test_roles_hold_what_the_method_needs():
     refined = plan(MethodConfig())
-    assert set(refined["teacher"]) == {"scorer weights", "engine weights", "KV cache"}
+    assert set(refined["teacher"]) == {
+        "scorer weights",
+        "scorer activations (about)",
+        "engine weights",
+        "KV cache",
+    }
     assert refined["learner"]["teacher head"] == 151_936 * 4096 * 4
     rollout = MethodConfig(trajectory=TrajectorySource.ROLLOUT, teacher_context=TeacherContext.PROMPT)
-    assert set(plan(rollout)["teacher"]) == {"scorer weights"}
+    assert set(plan(rollout)["teacher"]) == {"scorer weights", "scorer activations (about)"}
     by_learner = plan(replace(rollout, teacher_weights=TeacherWeights.INITIAL), score=ScoreMethod.LEARNER)
     assert "teacher" not in by_learner
     assert by_learner["learner"]["teacher weights"] == QWEN_8B.num_parameters * 4
@@ -80,3 +89,115 @@ def test_vllm_fills_a_gpu_itself():
     )
     roles = {role.role: role.parts for role in memory_plan(config, student=QWEN_17B, teacher=QWEN_8B)}
     assert roles["generator"] == {"engine weights": QWEN_17B.num_parameters * 4 // 2}
+
+
+def on_gpus(*, device_memory_gib: float = 80.0, **changes: object) -> TrdConfig:
+    """Qwen3-1.7B in bfloat16 with a teacher of 8B, one GPU each."""
+
+    def engine(share: float) -> EngineConfig:
+        return EngineConfig(
+            device=Device.CUDA, dtype=DType.BFLOAT16, max_model_len=40_960, gpu_memory_utilization=share
+        )
+
+    one = ResourceConfig(gpus=1, memory_gib=64)
+    config = TrdConfig(
+        generator=GeneratorConfig(engine=engine(0.85), resources=one),
+        teacher=TeacherConfig(engine=engine(0.55), resources=one, score_dtype=DType.BFLOAT16),
+        learner=LearnerConfig(device=Device.CUDA, dtype=DType.BFLOAT16, resources=one),
+        weight_sync=WeightSyncConfig(backend=SyncBackend.NCCL),
+        placement=PlacementConfig(device_memory_gib=device_memory_gib),
+    )
+    return replace(config, **changes)  # type: ignore[arg-type]
+
+
+def checks(config: TrdConfig) -> list[MemoryCheck]:
+    return list(memory_checks(config, memory_plan(config, student=QWEN_17B, teacher=QWEN_8B)))
+
+
+def test_kv_cache_in_tokens_and_full_sequences():
+    config = on_gpus()
+    generator = memory_plan(config, student=QWEN_17B, teacher=QWEN_8B)[1]
+    # Keys and values of 28 layers, 8 heads of 128 numbers, 2 bytes each.
+    assert generator.kv.bytes_per_token == 2 * 28 * 8 * 128 * 2 == 114_688
+    room = int(0.85 * 80 * 2**30) - QWEN_17B.num_parameters * 2
+    assert generator.parts["KV cache"] == room
+    sequences = room // 114_688 / 40_960
+    assert f"{room // 114_688:,} tokens, {sequences:,.1f} sequences of 40,960" in generator.kv.words()
+
+
+def test_tensor_parallel_engines_share_heads_but_hold_at_least_one():
+    def per_token(size: int) -> int:
+        engine = EngineConfig(tensor_parallel_size=size, dtype=DType.BFLOAT16)
+        return kv_room(engine, QWEN_17B, num_bytes=None).bytes_per_token
+
+    assert per_token(4) == per_token(1) // 4
+    assert per_token(16) == per_token(8) == per_token(1) // 8
+
+
+def test_a_gpu_of_unknown_memory_gets_no_verdict():
+    assert checks(on_gpus(device_memory_gib=0)) == []
+    assert (
+        "not known"
+        in memory_plan(on_gpus(device_memory_gib=0), student=QWEN_17B, teacher=QWEN_8B)[1].kv.words()
+    )
+
+
+def test_what_does_not_fit_says_by_how_much_and_what_to_change():
+    assert all(check.fits for check in checks(on_gpus()))
+    small = checks(on_gpus(device_memory_gib=24))
+    failing = [check for check in small if not check.fits]
+    assert {check.role.value for check in failing} == {"learner", "teacher"}
+    for check in failing:
+        too_much = (check.needed - check.available) / 2**30
+        assert f"does not fit, {check.needed / 2**30:,.1f} of " in check.words()
+        assert f"{too_much:,.1f} GiB too much. To change: " in check.words()
+    learner = next(check for check in failing if check.role.value == "learner")
+    assert "learner.activation_checkpointing=true" in learner.remedy
+    assert any("teacher.score_batch_tokens" in check.remedy for check in failing)
+
+
+def test_an_engine_without_room_for_one_sequence_does_not_fit():
+    # 3.4 GB of weights and 4.4 GiB of one sequence in 6 GiB.
+    config = on_gpus(device_memory_gib=6 / 0.85)
+    engine = next(check for check in checks(config) if check.role.value == "generator")
+    assert not engine.fits
+    assert engine.needed == QWEN_17B.num_parameters * 2 + 114_688 * 40_960
+
+
+def test_activations_by_hand():
+    learner = LearnerConfig(dtype=DType.BFLOAT16, micro_batch_tokens=1000)
+    # 17 numbers a hidden width and token in each of 28 blocks; checkpointed, 28 inputs and one block.
+    assert learner_parts(learner, QWEN_17B)["activations (about)"] == 1000 * 2048 * 2 * 17 * 28
+    saving = replace(learner, activation_checkpointing=True)
+    assert learner_parts(saving, QWEN_17B)["activations (about)"] == 1000 * 2048 * 2 * (28 + 17)
+
+
+def test_on_a_cpu_the_actor_s_memory_is_the_limit():
+    config = TrdConfig(teacher=TeacherConfig(engine=EngineConfig(kv_cache_gib=1.0)))
+    student, teacher = QWEN_17B, QWEN_17B
+    found = memory_checks(config, memory_plan(config, student=student, teacher=teacher))
+    limits = {check.available for check in found if "resources.memory_gib" in check.what}
+    assert limits == {2 * 2**30}
+    assert not any(check.fits for check in found if "resources.memory_gib" in check.what)
+
+
+def test_colocated_roles_leave_room_for_what_sleepers_keep_and_need_host_memory():
+    alone = on_gpus()
+    shared = replace(
+        alone,
+        placement=replace(alone.placement, mode=PlacementMode.COLOCATED),
+        weight_sync=WeightSyncConfig(backend=SyncBackend.CPU),
+        learner=replace(alone.learner, zero_stage=2),
+    )
+    head = 151_936 * 4096 * 2
+
+    def on_device(config: TrdConfig, role: str) -> int:
+        return next(c.needed for c in checks(config) if c.role.value == role and "on a GPU" in c.what)
+
+    assert on_device(shared, "generator") == on_device(alone, "generator") + head
+    assert on_device(shared, "learner") == on_device(alone, "learner")
+    asleep = {check.role.value: check.needed for check in checks(shared) if "asleep" in check.what}
+    assert asleep["teacher"] == 2 * QWEN_8B.num_parameters * 2  # engine and scorer
+    assert asleep["generator"] == QWEN_17B.num_parameters * 2
+    # bfloat16 weights, and three float32 copies in the optimizer.
+    assert asleep["learner"] == QWEN_17B.num_parameters * (2 + 12)

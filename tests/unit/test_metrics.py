@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from trd_ray.activity_records import ActivityLap, ActorState, DepthLap, RoleLap, Tally
 from trd_ray.errors import DataError
 from trd_ray.evaluation import GradedSample, summarise
 from trd_ray.json_lines import JsonLinesWriter, read_lines
 from trd_ray.metrics import MetricsWriter, StepMetrics, read_evals, read_metrics, step_metrics
 from trd_ray.observer import Observers
 from trd_ray.outcomes import Outcome, RejectReason
+from trd_ray.roles import Role
 from trd_ray.run_folder import RunFolder
 from trd_ray.stage_clock import Stage, StageTimes
 from trd_ray.types import (
@@ -172,6 +174,51 @@ def test_the_keys_are_those_of_the_contract():
     assert list(reduce(FIVE).to_json()) == KEYS
 
 
+def lap(*roles: Role) -> ActivityLap:
+    """Each actor busy for 1 s, held for 2 s, idle for 1.5 s and down for 0.5 s."""
+    of_role = RoleLap(
+        num_actors=2, busy_s=1.0, waiting_s=2.0, idle_s=1.5, down_s=0.5, busy_by_stage_s={}, num_restarts=1,
+        queue=DepthLap(mean=0.5, max=7),
+    )  # fmt: skip
+    return ActivityLap(
+        learner_step=5, step_s=5.0, roles=dict.fromkeys(roles, of_role), buffer=DepthLap(mean=3.5, max=8),
+        in_flight=DepthLap(mean=12.0, max=16),
+        counts={Tally.STALE_DROPPED: 4, Tally.REFRESHED: 5, Tally.RETRY: 6},
+    )  # fmt: skip
+
+
+def watched(*roles: Role) -> StepMetrics:
+    return step_metrics(
+        FIVE, step=learner_step(), sync=sync(), times=TIMES, staleness_max=1, prompts_in=5,
+        activity=lap(*roles),
+    )  # fmt: skip
+
+
+def test_a_watched_run_has_each_roles_time_beside_the_other_keys():
+    row = watched(Role.GENERATOR, Role.LEARNER).to_json()
+    assert list(row)[: len(KEYS)] == KEYS
+    assert "runtime" not in row
+    names = ("busy", "waiting", "idle", "down")
+    assert [row[f"generator_{name}_s"] for name in names] == [1.0, 2.0, 1.5, 0.5]
+    assert sum(row[f"generator_{name}_s"] for name in names) == row["step_s"]
+    assert (row["generator_queue_mean"], row["generator_queue_max"]) == (0.5, 7)
+    assert (row["teacher_busy_s"], row["num_restarts_teacher"]) == (None, None)
+    assert (row["learner_waiting_s"], row["num_restarts_learner"]) == (2.0, 1)
+    assert (row["buffer_depth_mean"], row["buffer_depth_max"]) == (3.5, 8)
+    assert (row["in_flight_mean"], row["in_flight_max"]) == (12.0, 16)
+    assert (row["num_stale_dropped"], row["num_refreshed"], row["num_retries"]) == (4, 5, 6)
+
+
+def test_rows_of_watched_and_of_older_runs_come_back():
+    m = watched(Role.GENERATOR, Role.TEACHER, Role.LEARNER)
+    row = m.to_json()
+    assert StepMetrics.from_line(json.dumps(row)) == m
+    assert m.runtime.share(Role.TEACHER, ActorState.WAITING) == 0.4
+    assert StepMetrics.from_line(json.dumps({key: row[key] for key in KEYS})).runtime is None
+    del row["num_retries"]
+    assert StepMetrics.from_line(json.dumps(row)).runtime == dataclasses.replace(m.runtime, num_retries=None)
+
+
 def test_broken_identities_are_refused():
     m = reduce(FIVE)
     with pytest.raises(ValueError, match="lost or counted twice"):
@@ -226,7 +273,7 @@ def test_a_torn_last_line_is_not_read_and_a_missing_key_is_named(tmp_path):
 
 def test_a_resumed_run_has_each_step_once_in_tensorboard(tmp_path):
     folder = RunFolder.create(tmp_path / "run")
-    m = reduce(FIVE)
+    m = watched(Role.GENERATOR, Role.TEACHER, Role.LEARNER)
     with MetricsWriter(folder) as writer:
         for step in (1, 2, 3):
             writer.on_step(dataclasses.replace(m, learner_step=step, loss=1.0))
@@ -235,7 +282,9 @@ def test_a_resumed_run_has_each_step_once_in_tensorboard(tmp_path):
             writer.on_step(dataclasses.replace(m, learner_step=step, loss=0.25))
     events = EventAccumulator(str(folder.tensorboard))
     events.Reload()
-    assert {"learner/loss_nats", "accuracy/refined", "time/rollout_s"} <= set(events.Tags()["scalars"])
+    assert {"learner/loss_nats", "generator/busy_share", "faults/num_retries", "time/rollout_s"} <= set(
+        events.Tags()["scalars"]
+    )
     assert [(e.step, e.value) for e in events.Scalars("learner/loss_nats")] == [
         (1, 1.0),
         (2, 0.25),

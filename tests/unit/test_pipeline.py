@@ -18,6 +18,8 @@ from tests.fakes import (
     RecordingObserver,
     completion,
 )
+from trd_ray.activity import RoleActivity
+from trd_ray.activity_records import LEARNER
 from trd_ray.buffer import TrajectoryBuffer
 from trd_ray.choices import Divergence, OnRefusal, OverStale, RefineGate, Reward
 from trd_ray.config import (
@@ -29,12 +31,14 @@ from trd_ray.config import (
     TrdConfig,
 )
 from trd_ray.data import FiniteStream
+from trd_ray.device_turns import NoTurns
 from trd_ray.errors import RunFailedError
 from trd_ray.feed import PromptFeed
 from trd_ray.pipeline import Pipeline
 from trd_ray.production import Producer
 from trd_ray.recorder import Recorder
 from trd_ray.refinement import PromptTooLong
+from trd_ray.roles import Role
 from trd_ray.run_folder import RunFolder
 from trd_ray.trajectory_log import read_trajectories
 from trd_ray.types import (
@@ -44,6 +48,7 @@ from trd_ray.types import (
     RefinePrompt,
     Rollout,
     StopReason,
+    SyncReport,
     TeacherContext,
     TrajectorySource,
 )
@@ -91,6 +96,12 @@ class Run:
     pipeline: Pipeline
 
 
+def watched() -> RoleActivity:
+    activity = RoleActivity()
+    activity.add(LEARNER, Role.LEARNER)
+    return activity
+
+
 def make_run(tmp_path: Path, *, name: str = "run", open_existing: bool = False, **changes: object) -> Run:
     config = TrdConfig(
         run=RunConfig(dir=str(tmp_path / name), num_steps=3, checkpoint_every=1, keep_checkpoints=9),
@@ -126,6 +137,8 @@ def make_run(tmp_path: Path, *, name: str = "run", open_existing: bool = False, 
         evaluator=None,
         recorder=Recorder(folder, keep_checkpoints=config.run.keep_checkpoints),
         observer=observer,
+        activity=watched(),
+        turns=NoTurns(),
     )
     return Run(config, folder, generator, teacher, learner, sync, prompts, observer, stream, pipeline)
 
@@ -564,3 +577,26 @@ async def test_a_role_that_fails_leaves_a_checkpoint_of_what_was_learnt(tmp_path
         await run.pipeline.run()
     checkpoint = run.folder.latest_checkpoint()
     assert checkpoint is not None and checkpoint.learner_step == 2
+
+
+async def test_a_push_that_fails_leaves_a_checkpoint_of_the_step_that_was_learnt(tmp_path: Path):
+    run = make_run(tmp_path, run=RunConfig(dir=str(tmp_path / "run"), num_steps=3, checkpoint_every=0))
+    push = run.sync.push
+
+    async def failing_push(policy_version: int) -> SyncReport:
+        if policy_version == 2:
+            raise RunFailedError("no generator is left")
+        return await push(policy_version)
+
+    run.sync.push = failing_push  # type: ignore[method-assign]
+    with pytest.raises(RunFailedError, match="no generator"):
+        await run.pipeline.run()
+    assert [m.learner_step for m in run.observer.steps] == [1, 2]
+    checkpoint = run.folder.latest_checkpoint()
+    assert checkpoint is not None and checkpoint.learner_step == 2
+
+    again = make_run(tmp_path, open_existing=True)
+    await again.pipeline.run(resume_from=checkpoint.path)
+    assert again.sync.pushed == [2, 3]
+    keys = [(r.prompt_id, r.epoch, r.sample_index) for r in read_trajectories(run.folder.trajectories)]
+    assert len(keys) == len(set(keys)) == 3 * 4

@@ -18,11 +18,12 @@ import pytest
 
 from benchmarks.virtual_time import NothingWillHappenError, VirtualTimeLoop, run_virtual
 from tests.fakes import FakeGenerator, FakeLearner, FakeTask, FakeTeacher, FakeWeightSync, completion
-from tests.unit.test_pipeline import FakePrompts
+from tests.unit.test_pipeline import FakePrompts, watched
 from trd_ray.buffer import TrajectoryBuffer
 from trd_ray.choices import Divergence, OverStale, Reward
 from trd_ray.config import MethodConfig, PipelineConfig, RewardConfig, RunConfig, SamplingConfig, TrdConfig
 from trd_ray.data import FiniteStream
+from trd_ray.device_turns import NoTurns
 from trd_ray.errors import RunFailedError
 from trd_ray.feed import PromptFeed
 from trd_ray.interfaces import Learner
@@ -285,11 +286,13 @@ def make_trial(
         evaluator=None,
         recorder=recorder,  # type: ignore[arg-type]
         observer=observer,
+        activity=watched(),
+        turns=NoTurns(),
     )
     trial = Trial(pipeline, generator, learner, recorder, observer)
 
     def watch() -> None:
-        trial.most_in_flight = max(trial.most_in_flight, pipeline._production.num_in_flight)
+        trial.most_in_flight = max(trial.most_in_flight, pipeline._activity.in_flight.value)
 
     generator.on_ask = watch
     return trial

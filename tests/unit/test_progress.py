@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
 
@@ -9,23 +10,12 @@ import pytest
 from rich.console import Console
 
 from launch.progress import Progress, clock_text, closing_table
+from tests.unit.step_records import step
+from trd_ray.activity import RoleActivity
 from trd_ray.evaluation import GradedSample, summarise
-from trd_ray.metrics import StepMetrics
-
-
-def step(number: int, *, refined: float | None = 0.9, rejected: int = 0, step_s: float = 2.0) -> StepMetrics:
-    return StepMetrics(
-        learner_step=number, policy_version=number, loss=0.5 / number, grad_norm=1.0, learning_rate=1e-3,
-        num_loss_tokens=10, staleness_max=0, rollout_accuracy=0.25, refined_accuracy=refined,
-        trajectory_accuracy=refined, refinement_accepted=8 - rejected, refinement_refused_by_reason={},
-        edit_distance_mean=None, length_ratio_mean=None, support_mean=None, kept_share_mean=None,
-        flips_wrong_to_right=0, flips_right_to_wrong=0, num_trajectories=8, num_consumed=8 - rejected,
-        num_rejected=rejected, rejected_by_reason={"empty": rejected} if rejected else {}, rollout_s=step_s,
-        refine_s=0.0, score_s=0.0, learn_s=0.0, sync_s=0.0, other_s=0.0, step_s=step_s, num_rollout_tokens=80,
-        num_refined_tokens=80, rollout_length_mean=10.0, refined_length_mean=10.0, num_generated_tokens=160,
-        tokens_per_s=1234.5,
-        prompts_in=8, prompts_pending=0,
-    )  # fmt: skip
+from trd_ray.roles import Role
+from trd_ray.runtime_metrics import RuntimeMetrics
+from trd_ray.stage_clock import Stage
 
 
 def report(learner_step: int, num_right: int):
@@ -71,6 +61,48 @@ def test_a_terminal_gets_a_live_line():
     assert "step 41/300" in shown
     assert "score 5/64" in shown
     assert "ETA 8:38" in shown  # 259 steps of 2 s
+
+
+def test_stages_that_overlap_are_shown_together_with_the_buffer():
+    activity = RoleActivity()
+    for name, role in (
+        ("generator-0", Role.GENERATOR),
+        ("teacher-0", Role.TEACHER),
+        ("learner", Role.LEARNER),
+    ):
+        activity.add(name, role)
+    progress = Progress(300, console=console(terminal=False), overlap=activity)
+
+    def line() -> str:
+        shown = console(terminal=True)
+        shown.print(progress.render())
+        return " ".join(shown.file.getvalue().split())
+
+    progress.on_stage("start", 0, 1)
+    assert "start 0/1" in line()
+    progress.on_stage("start", 1, 1)
+    rollout, refine = (
+        activity.serving("generator-0", Stage.ROLLOUT), activity.serving("teacher-0", Stage.REFINE),
+    )  # fmt: skip
+    with rollout, rollout, rollout, refine, activity.serving("learner", Stage.LEARN):
+        activity.buffer.set(31)
+        assert "rollout 3 refine 1 learn buffer 31" in line()
+        progress.on_stage("rollout", 7, 8)  # which of the step's eight it was says nothing here
+        assert "rollout 3 refine 1 learn buffer 31" in line()
+        progress.on_stage("eval", 2, 9)
+        assert "eval 2/9 rollout 3 refine 1 learn" in line()
+
+
+def test_a_log_of_a_run_that_overlaps_says_who_was_busy():
+    plain = console(terminal=False)
+    runtime = RuntimeMetrics(
+        generator_busy_s=1.5, generator_waiting_s=0.5, generator_idle_s=0.0, generator_down_s=0.0,
+        learner_busy_s=0.5, learner_waiting_s=1.5, learner_idle_s=0.0, learner_down_s=0.0,
+        buffer_depth_mean=19.6,
+    )  # fmt: skip
+    with Progress(3, console=plain, overlap=RoleActivity()) as progress:
+        progress.on_step(dataclasses.replace(step(1), runtime=runtime))
+    assert "staleness 0  busy: generator 75% learner 25%  buffer 20  ETA" in plain.file.getvalue()
 
 
 def test_time_left_is_judged_by_the_latest_steps():

@@ -6,17 +6,8 @@ import math
 
 import pytest
 
+from tests.unit.hand_clock import HandClock
 from trd_ray.stage_clock import Stage, StageClock
-
-
-class HandClock:
-    """A time source that moves when told. All times are binary fractions, so sums are exact."""
-
-    def __init__(self) -> None:
-        self.at = 100.0
-
-    def __call__(self) -> float:
-        return self.at
 
 
 @pytest.fixture

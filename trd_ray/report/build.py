@@ -22,6 +22,7 @@ from trd_ray.report.charts import (
     number,
     percent,
     rewrite_panels,
+    role_panels,
     time_panels,
 )
 from trd_ray.report.data import RunData, load_run
@@ -116,6 +117,7 @@ def _panels(run: RunData) -> list[Panel]:
         *([flips] if flips else []),
         *time_panels(run.steps, wide=flips is None),  # so that no row of the page has a hole
         length_panel(run.steps),
+        *role_panels(run.steps),
         *rewrite_panels(run.steps),
     ]
 

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from trd_ray.activity_records import ActorState
 from trd_ray.evaluation import EvalReport
 from trd_ray.metrics import StepMetrics
 from trd_ray.report.svg import NARROW, NORMAL, WIDE, Series, Whiskers, line_chart, stacked_bars
+from trd_ray.roles import Role
 from trd_ray.stage_clock import Stage
 
 MAX_POINTS = 240
@@ -223,6 +225,44 @@ def time_panels(steps: Sequence[StepMetrics], *, wide: bool) -> list[Panel]:
     speed = _smoothed(steps, "tokens per second", "c-eval", lambda m: m.tokens_per_s)
     return [times, _line_panel("Throughput", "Generated tokens per second of the whole step.", speed)]
 
+
+def role_panels(steps: Sequence[StepMetrics]) -> list[Panel]:
+    """What each role did with a step's time, in shares; [] if no step was watched."""
+    watched: list[tuple[Role, list[Series]]] = []
+    for role in Role:
+        series = []
+        for state in ActorState:
+            xs, ys = group(steps, _share_of(role, state), most=MAX_BARS)
+            series.append(Series(name=state, css=f"c-{state}", xs=xs, ys=ys))
+        if all(y is None for s in series for y in s.ys):
+            continue
+        used = [s for s in series if any(s.ys)] or series
+        watched.append((role, used))
+    width, size = {1: ("full", WIDE), 2: ("half", NORMAL)}.get(len(watched), ("third", NARROW))
+    return [
+        Panel(
+            title=f"{role.capitalize()}s" if role is not Role.LEARNER else "Learner",
+            note=_ROLE_NOTES[role],
+            svg=stacked_bars(
+                used, label=f"Share of a step by state of the {role} over learner steps", y_format=percent,
+                tick_format=_whole_percent, size=size, y_high=1.0,
+            ),
+            width=width,
+            legend=_legend(used),
+        )
+        for role, used in watched
+    ]  # fmt: skip
+
+
+def _share_of(role: Role, state: ActorState) -> Value:
+    return lambda m: None if m.runtime is None else m.runtime.share(role, state)
+
+
+_ROLE_NOTES = {
+    Role.GENERATOR: "Share of the step: busy with a call, held back by staleness or a push, without work.",
+    Role.TEACHER: "Likewise. A teacher that is always busy is what a run waits for: give it more actors.",
+    Role.LEARNER: "It waits for a whole batch. Waiting is time that more generators or teachers would save.",
+}
 
 _STAGE_COLOURS = {
     "rollout": "rollout",

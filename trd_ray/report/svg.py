@@ -112,15 +112,27 @@ def line_chart(
     return _wrap(body, size, label, _readout(scale, rows, whiskers, y_format))
 
 
-def stacked_bars(series: Sequence[Series], *, label: str, y_format: Format, size: Size = NORMAL) -> Markup:
-    """Bars over learner steps, the first series at the bottom. All series share their xs."""
+def stacked_bars(
+    series: Sequence[Series],
+    *,
+    label: str,
+    y_format: Format,
+    tick_format: Format | None = None,
+    size: Size = NORMAL,
+    y_high: float | None = None,
+) -> Markup:
+    """Bars over learner steps, the first series at the bottom. All series share their xs.
+
+    `y_format` writes values in the readout, and at the axis too unless `tick_format` does. The axis ends
+    at `y_high`, or where the highest bar does.
+    """
     xs = list(series[0].xs)
     totals = [math.fsum(s.ys[i] or 0.0 for s in series) for i in range(len(xs))]
-    y_ticks = ticks(0.0, max(totals, default=1.0))
+    y_ticks = ticks(0.0, max(totals, default=1.0) if y_high is None else y_high)
     gap = (xs[-1] - xs[0]) / (len(xs) - 1) if len(xs) > 1 else 1.0
     scale = _Scale(size, xs[0] - gap / 2, xs[-1] + gap / 2, 0.0, y_ticks[-1])
     width = scale.x(xs[0] + gap) - scale.x(xs[0])
-    body = [_axes(scale, y_ticks, y_format)]
+    body = [_axes(scale, y_ticks, tick_format or y_format)]
     bottoms = [0.0] * len(xs)
     for s in series:
         # One path a series: a rectangle element for each bar would triple the size of the page.

@@ -11,17 +11,20 @@ import argparse
 import dataclasses
 import math
 import random
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 
 import numpy as np
 import yaml
 
+from trd_ray.activity_records import ActivityLap, DepthLap, RoleLap, Tally
 from trd_ray.config import LearnerConfig, MethodConfig, OptimizerConfig, PipelineConfig, RunConfig, TrdConfig
 from trd_ray.evaluation import GradedSample, summarise
 from trd_ray.metrics import MetricsWriter, step_metrics
 from trd_ray.outcomes import Outcome, RejectReason
 from trd_ray.report import write_report
+from trd_ray.roles import Role
 from trd_ray.run_folder import RunFolder
 from trd_ray.stage_clock import Stage, StageTimes
 from trd_ray.tasks.arithmetic.grader import ArithmeticTask
@@ -144,9 +147,12 @@ def fake_config(*, num_steps: int, refines: bool) -> TrdConfig:
 
 def fake_run(
     path: Path, *, num_steps: int = 6, done_steps: int | None = None, refines: bool = True,
-    evals: bool = True, per_step: int = 8, seed: int = 0,
+    evals: bool = True, per_step: int = 8, seed: int = 0, roles: Sequence[Role] = (),
 ) -> RunFolder:  # fmt: skip
-    """A run of which `done_steps` steps (all by default) are complete."""
+    """A run of which `done_steps` steps (all by default) are complete.
+
+    `roles` are those that were watched.
+    """
     rng = random.Random(seed)
     done_steps = num_steps if done_steps is None else done_steps
     folder = RunFolder.create(path)
@@ -157,13 +163,13 @@ def fake_run(
         for step in range(done_steps + 1):
             skill = 0.22 + 0.28 * (1 - math.exp(-3 * step / num_steps))
             if step:
-                _one_step(folder, writer, step, num_steps, per_step, skill, refines, problems, rng)
+                _one_step(folder, writer, step, num_steps, per_step, skill, refines, problems, rng, roles)
             if evals and (step % max(1, num_steps // 6) == 0 or step == num_steps):
                 writer.on_eval(_evaluation(step, skill, rng))
     return folder
 
 
-def _one_step(folder, writer, step, num_steps, per_step, skill, refines, problems, rng) -> None:
+def _one_step(folder, writer, step, num_steps, per_step, skill, refines, problems, rng, roles) -> None:
     rewritten = 0.93 + 0.04 * step / num_steps if refines else None
     done = [
         trajectory(next(problems), step=step, rollout_accuracy=skill, refined_accuracy=rewritten, rng=rng)
@@ -189,9 +195,24 @@ def _one_step(folder, writer, step, num_steps, per_step, skill, refines, problem
             times=stage_times(rng, refines=refines),
             staleness_max=0,
             prompts_in=len(done),
+            activity=activity_lap(step, roles, rng) if roles else None,
         )
     )
     write_trajectories(folder.trajectories, done, learner_step=step)
+
+
+def activity_lap(step: int, roles: Sequence[Role], rng: random.Random) -> ActivityLap:
+    laps = {}
+    for role in roles:
+        busy = rng.uniform(0.5, 0.8)
+        laps[role] = RoleLap(
+            num_actors=2, busy_s=busy, waiting_s=0.9 - busy, idle_s=0.1, down_s=0.0, busy_by_stage_s={},
+            num_restarts=0, queue=DepthLap(mean=1.5, max=9),
+        )  # fmt: skip
+    return ActivityLap(
+        learner_step=step, step_s=1.0, roles=laps, buffer=DepthLap(mean=20.0, max=64),
+        in_flight=DepthLap(mean=40.0, max=64), counts=dict.fromkeys(Tally, 0),
+    )  # fmt: skip
 
 
 def _evaluation(step, skill, rng):
@@ -215,6 +236,11 @@ if __name__ == "__main__":
     parser.add_argument("--method", choices=("refined", "rollout"), default="refined")
     args = parser.parse_args()
     made = fake_run(
-        args.folder, num_steps=args.steps, done_steps=args.done, refines=args.method == "refined", per_step=64
+        args.folder,
+        num_steps=args.steps,
+        done_steps=args.done,
+        refines=args.method == "refined",
+        per_step=64,
+        roles=[Role.GENERATOR, Role.TEACHER, Role.LEARNER],
     )
     print(write_report(made.path))

@@ -19,6 +19,7 @@ from trd_ray.report import write_report
 from trd_ray.report.charts import rewrite_panels
 from trd_ray.report.data import load_run
 from trd_ray.report.findings import duration, findings, headlines
+from trd_ray.roles import Role
 from trd_ray.run_folder import RunFolder
 from trd_ray.trajectory_log import write_trajectories
 from trd_ray.types import TrajectorySource
@@ -86,6 +87,17 @@ def test_the_page_shows_all_and_asks_nobody_for_anything(whole):
     assert all(address == "data:," or address.startswith("#") for address in page.addresses)
     assert not re.search(r"https?://|@import|url\(", html)
     assert len(list(whole.path.glob("report*"))) == 1
+
+
+@pytest.mark.parametrize("roles", [["generator", "teacher", "learner"], ["generator", "learner"]])
+def test_a_watched_run_shows_what_each_role_did(tmp_path, roles):
+    folder = fake_run(tmp_path / "run", num_steps=4, roles=[Role(role) for role in roles], evals=False)
+    html, page = page_of(folder)
+    titles = {"generator": "Generators", "teacher": "Teachers", "learner": "Learner"}
+    assert page.panels[8:-2] == [titles[role] for role in roles]
+    # Grouped and readable: idle is a tenth of each step, and nothing was down.
+    assert html.count("&#34;idle&#34;,&#34;10.0%&#34;") == 4 * len(roles)
+    assert '<i class="c-down">' not in html
 
 
 def test_texts_are_escaped_wherever_they_stand(tmp_path):

@@ -1,0 +1,93 @@
+"""Who is to blame where ranks and engines meet, and a driver that was stopped for a while."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+import ray
+
+from actors.calls import call
+from actors.joint_call import joint_call
+from actors.learner_group import RayLearner
+from actors.members import Locatable, Member, NamedActor
+from trd_ray.errors import ActorTimeoutError, LearnerLostError
+
+pytestmark = pytest.mark.usefixtures("cluster")
+
+
+class Rank(Locatable):
+    """Stands for a learner rank or an engine."""
+
+    def __init__(self, *, dies: bool = False) -> None:
+        if dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def push(self, fault: str) -> str:
+        if fault == "strange":
+            raise RuntimeError("out of sockets")
+        if fault == "verdict":
+            raise ActorTimeoutError("no answer of 'generator-0'")
+        return "sent"
+
+    async def think(self, seconds: float) -> str:
+        await asyncio.sleep(seconds)
+        return "thought"
+
+
+RankActor = ray.remote(num_cpus=0)(Rank)
+
+
+def rank(index: int, **options: bool) -> NamedActor:
+    return NamedActor(name=f"learner-{index}", handle=RankActor.remote(**options))
+
+
+async def push(fault: str, *, of_engine: str = "none"):
+    sender, engine = rank(0), NamedActor(name="generator-0", handle=RankActor.remote())
+    member = Member(index=0, actor=engine)
+    result = await joint_call(
+        "push",
+        [(sender, sender.handle.push.remote(fault))],
+        {member: engine.handle.push.remote(of_engine)},
+        timeout_s=1,
+        limit_s=60,
+    )
+    return result, member
+
+
+async def test_a_rank_that_raises_in_place_of_sending_is_lost_and_no_engine_is_blamed():
+    with pytest.raises(LearnerLostError, match=r"(?s)learner-0\.push.*out of sockets"):
+        await push("strange", of_engine="strange")
+
+
+async def test_what_the_sender_says_of_an_engine_is_a_verdict_on_the_engine():
+    result, member = await push("verdict", of_engine="strange")
+    assert list(result.lost) == [member]
+
+
+async def test_a_rank_that_dies_while_the_group_is_started_is_a_lost_rank():
+    learner = RayLearner(
+        [rank(0), rank(1, dies=True)], create=rank, host="127.0.0.1", start_s=60, timeout_s=60
+    )
+    with pytest.raises(LearnerLostError, match="learner-1"):
+        await learner.setup()
+
+
+async def test_a_driver_that_was_stopped_does_not_take_its_own_sleep_for_that_of_an_actor():
+    actor = rank(0)
+    await call(actor.handle.think.remote(0), actor=actor.name, method="think", timeout_s=60)
+    # Goes on by itself: whoever is stopped cannot.
+    waking = subprocess.Popen(["bash", "-c", f"sleep 3; kill -CONT {os.getpid()}"])
+    asking = asyncio.create_task(
+        call(actor.handle.think.remote(3.5), actor=actor.name, method="think", timeout_s=1)
+    )
+    await asyncio.sleep(0.1)
+    started = time.monotonic()
+    os.kill(os.getpid(), signal.SIGSTOP)
+    assert time.monotonic() - started > 2, "it was stopped"
+    assert await asking == "thought"
+    assert waking.wait(10) == 0
