@@ -15,121 +15,22 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
-import random
 import statistics
-import tempfile
 import time
-from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import psutil
 
 from benchmarks.plan import print_plan
 from benchmarks.simulated import (
-    Answers,
     Cluster,
     FixedServer,
-    NullRecorder,
     SimulatedRoles,
-    simulated_roles,
-    testbed_inputs,
 )
+from benchmarks.simulated_run import Options, Runner, StepWatch, simulated_run, spread
 from benchmarks.virtual_time import run_virtual
-from trd_ray.activity import RoleActivity
-from trd_ray.assembly import RunInputs, build_pipeline
-from trd_ray.config import TrdConfig
-from trd_ray.config_loader import load_config
-from trd_ray.metrics import MetricsWriter, StepMetrics
-from trd_ray.observer import Observer, Observers
-from trd_ray.run_folder import RunFolder
-from trd_ray.watched import watch_roles
 
-_CONFIG = Path(__file__).parents[1] / "configs/experiment/trd_opd.yaml"
-_NUM_PROBLEMS = 20_000
 _MIB = 2**20
-
-
-@dataclass
-class StepWatch:
-    """An observer that calls `each` after every step, with the trajectories consumed so far."""
-
-    each: Callable[[int], None] = lambda num: None
-    num: int = 0
-
-    def on_stage(self, stage: str, done: int, total: int) -> None:
-        pass
-
-    def on_step(self, metrics: StepMetrics) -> None:
-        self.num += metrics.num_consumed
-        self.each(self.num)
-
-    def on_eval(self, report: object) -> None:
-        pass
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What the modes share."""
-
-    repeats: int
-    recorder: str
-    """`real` writes metrics, trajectories and the buffer's log as a run does; `null` only metrics."""
-    tokens: int
-    """Of each rollout and each refinement."""
-
-
-def make_config(folder: Path, *, tokens: int, num_steps: int, per_step: int, staleness: int) -> TrdConfig:
-    """The testbed's TRD configuration with room for `tokens`, without evaluation and barrier."""
-    room = 2 * tokens + 512
-    return load_config(
-        str(_CONFIG),
-        [
-            f"run.dir={folder}",
-            f"run.num_steps={num_steps}",
-            "run.tensorboard=false",
-            "data.eval=''",
-            f"generator.sampling.max_tokens={tokens}",
-            f"teacher.sampling.max_tokens={tokens}",
-            f"eval.sampling.max_tokens={tokens}",
-            f"generator.engine.max_model_len={room}",
-            f"teacher.engine.max_model_len={room + tokens}",
-            f"learner.micro_batch_tokens={max(8192, room)}",
-            f"pipeline.prompts_per_step={per_step}",
-            f"pipeline.max_staleness={staleness}",
-            "pipeline.stage_barrier=false",
-        ],
-    )
-
-
-async def run_once(
-    config: TrdConfig,
-    inputs: RunInputs,
-    cluster: Cluster,
-    *,
-    recorder: str,
-    watch: Observer,
-) -> SimulatedRoles:
-    """One whole run. Gives what its roles have counted."""
-    folder = RunFolder.create(config.run.dir)
-    answers = Answers(inputs, num_tokens=config.generator.sampling.max_tokens)
-    activity = RoleActivity()
-    async with simulated_roles(config, answers, cluster, activity) as simulated:
-        with MetricsWriter(folder, tensorboard=False) as writer:
-            pipeline = build_pipeline(
-                config,
-                roles=watch_roles(simulated.roles, activity, in_process=False, has_teacher=True),
-                inputs=inputs,
-                folder=folder,
-                observer=Observers([writer, watch]),
-                activity=activity,
-            )
-            if recorder == "null":
-                pipeline._recorder = NullRecorder()  # type: ignore[assignment]
-            result = await pipeline.run()
-    assert result.learner_step == config.run.num_steps
-    return simulated
 
 
 # --- overlap
@@ -142,20 +43,23 @@ class Overlap:
     unit_s: float = 0.02
     """A trajectory's score on one engine; its refinement takes 2 of them, its rollout 4."""
     num_sets: int = 2
-    """Sets of 4 generators and 3 teachers, each engine serving one request at a time."""
-    per_step: int = 256
+    """Sets of 4 generators and 3 teachers. Each engine serves one request while another waits at it, as a run
+    has it (`launch/wiring_ray.py`): so it does not wait for the driver."""
+    per_step: int = 512
     num_steps: int = 7
     num_warm_up: int = 2
-    sync_s: float = 0.02
+    sync_s: float = 0.04
 
     def cluster(self) -> Cluster:
         stages = {"rollout": 4 * self.unit_s, "refine": 2 * self.unit_s, "score": self.unit_s}
         each = self.unit_s / self.num_sets
         return Cluster(
-            generators=[FixedServer(stages, jitter=0.2, seed=i) for i in range(4 * self.num_sets)],
-            teachers=[FixedServer(stages, jitter=0.2, seed=-1 - i) for i in range(3 * self.num_sets)],
-            generator_slots=1,
-            teacher_slots=1,
+            generators=[FixedServer(stages, jitter=0.2, seed=i, at_once=1) for i in range(4 * self.num_sets)],
+            teachers=[
+                FixedServer(stages, jitter=0.2, seed=-1 - i, at_once=1) for i in range(3 * self.num_sets)
+            ],
+            generator_slots=2,
+            teacher_slots=2,
             # The engines finish one trajectory each `each` seconds, and so does the learner.
             learn_s=lambda batch: batch.num_trajectories * each - self.sync_s,
             sync_s=self.sync_s,
@@ -173,27 +77,40 @@ def idle_share(simulated: SimulatedRoles, *, skip: int) -> tuple[float, float]:
 
 
 def measure_overlap(options: Options) -> None:
+    """On the real clock, where the driver's own time counts, and on the virtual one, where it takes none and
+    what is left is the schedule's doing."""
     overlap = Overlap()
-    rows: dict[int, list[tuple[float, float]]] = {0: [], 1: [], 2: []}
-    for repeat in range(options.repeats):
-        order = list(rows) if repeat % 2 == 0 else list(reversed(rows))
-        for staleness in order:
-            simulated = _run(
-                lambda run: asyncio.run(run), options, overlap.cluster(), num_steps=overlap.num_steps,
-                per_step=overlap.per_step, staleness=staleness, watch=StepWatch(),
-            )  # fmt: skip
-            rows[staleness].append(idle_share(simulated, skip=overlap.num_warm_up))
     print(
         f"overlap: rollout:refine:score:learn = 4:2:1:4, {4 * overlap.num_sets} generators, "
         f"{3 * overlap.num_sets} teachers, {overlap.per_step} trajectories a step, "
         f"{overlap.num_steps - overlap.num_warm_up} steps, {options.repeats} repeats in turns"
     )
+    _print_overlap("virtual", _overlap_rows(overlap, options, run_virtual, repeats=1))
+    _print_overlap("real", _overlap_rows(overlap, options, asyncio.run, repeats=options.repeats))
+
+
+def _overlap_rows(
+    overlap: Overlap, options: Options, runner: Runner, *, repeats: int
+) -> dict[int, list[tuple[float, float]]]:
+    rows: dict[int, list[tuple[float, float]]] = {0: [], 1: [], 2: []}
+    for repeat in range(repeats):
+        for staleness in list(rows) if repeat % 2 == 0 else list(reversed(rows)):
+            simulated = simulated_run(
+                runner, options, overlap.cluster(), num_steps=overlap.num_steps,
+                per_step=overlap.per_step, staleness=staleness, watch=StepWatch(),
+            )  # fmt: skip
+            rows[staleness].append(idle_share(simulated, skip=overlap.num_warm_up))
+    return rows
+
+
+def _print_overlap(clock: str, rows: dict[int, list[tuple[float, float]]]) -> None:
     for staleness, values in rows.items():
         idle, step = [v[0] for v in values], [v[1] for v in values]
         ratio = [base[1] / v for base, v in zip(rows[0], step, strict=True)]
         print(
-            f"max_staleness {staleness}: learner idle {_spread(idle, '.1%')}, "
-            f"s a step {_spread(step, '.2f')}, throughput x that of 0: {_spread(ratio, '.2f')}"
+            f"{clock} clock, max_staleness {staleness}: learner idle {spread(idle, '.1%')}, "
+            f"s a step {spread(step, '.2f')}, throughput x that of 0: {spread(ratio, '.2f')}",
+            flush=True,
         )
 
 
@@ -211,8 +128,8 @@ def measure_throughput(options: Options, *, num: int) -> None:
                 Sample(num=num, wall_s=time.perf_counter(), cpu_s=time.process_time(), rss_mib=rss)
             )
 
-        _run(
-            lambda run: asyncio.run(run), options, instant_cluster(8), num_steps=num // per_step,
+        simulated_run(
+            asyncio.run, options, instant_cluster(8), num_steps=num // per_step,
             per_step=per_step, staleness=1, watch=StepWatch(each=sample),
         )  # fmt: skip
         _print_throughput(samples, options, repeat=repeat)
@@ -295,7 +212,7 @@ def measure_scale(options: Options, sizes: list[int]) -> None:
             num_steps = max(3, scale.fewest // per_step)
             gc.collect()
             timed = CpuWatch(skip=per_step)
-            _run(
+            simulated_run(
                 run_virtual, options, scale.cluster(size), num_steps=num_steps, per_step=per_step,
                 staleness=1, watch=StepWatch(each=timed.sample),
             )  # fmt: skip
@@ -310,7 +227,7 @@ def measure_scale(options: Options, sizes: list[int]) -> None:
         per_step = size * scale.in_flight_per_engine
         print(
             f"{size:5} engines, {2 * per_step:6} in flight at most: "
-            f"{_spread([1e6 * v for v in values], '.0f')} us, x that of {sizes[0]}: {_spread(ratio, '.2f')}"
+            f"{spread([1e6 * v for v in values], '.0f')} us, x that of {sizes[0]}: {spread(ratio, '.2f')}"
         )
 
 
@@ -332,36 +249,6 @@ class CpuWatch:
     def per_trajectory_s(self) -> float:
         assert self.first is not None and self.last is not None  # a run has several steps
         return (self.last[1] - self.first[1]) / (self.last[0] - self.first[0])
-
-
-# --- shared
-
-
-def _run(
-    runner: Callable[[Coroutine[Any, Any, SimulatedRoles]], SimulatedRoles],
-    options: Options,
-    cluster: Cluster,
-    *,
-    num_steps: int,
-    per_step: int,
-    staleness: int,
-    watch: Observer,
-) -> SimulatedRoles:
-    random.seed(0)
-    with tempfile.TemporaryDirectory(prefix="trd_bench_") as folder:
-        config = make_config(
-            Path(folder) / "run",
-            tokens=options.tokens,
-            num_steps=num_steps,
-            per_step=per_step,
-            staleness=staleness,
-        )
-        inputs = testbed_inputs(config, num_problems=_NUM_PROBLEMS)
-        return runner(run_once(config, inputs, cluster, recorder=options.recorder, watch=watch))
-
-
-def _spread(values: list[float], form: str) -> str:
-    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import random
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
@@ -71,12 +72,38 @@ class Server(Protocol):
 class FixedServer:
     """Each request takes its stage's seconds, times a factor in [1 - jitter, 1 + jitter]; 0 is at once."""
 
-    def __init__(self, seconds: dict[str, float], *, jitter: float, seed: int) -> None:
+    def __init__(
+        self, seconds: dict[str, float], *, jitter: float, seed: int, at_once: int | None = None
+    ) -> None:
+        """
+        Args:
+            at_once: requests that are served at the same time, others wait; None for no bound.
+        """
         self._seconds = seconds
         self._jitter = jitter
         self._random = random.Random(seed)
+        self._num_free = at_once
+        self._waiting: deque[tuple[Work, Callable[[], None]]] = deque()
 
     def serve(self, work: Work, done: Callable[[], None]) -> None:
+        if self._num_free is None:
+            self._start(work, done)
+        elif self._num_free == 0:
+            self._waiting.append((work, done))
+        else:
+            self._num_free -= 1
+            self._start(work, lambda: self._end(done))
+
+    def _end(self, done: Callable[[], None]) -> None:
+        if self._waiting:
+            work, next_done = self._waiting.popleft()
+            self._start(work, lambda: self._end(next_done))
+        else:
+            assert self._num_free is not None  # only then is it called
+            self._num_free += 1
+        done()
+
+    def _start(self, work: Work, done: Callable[[], None]) -> None:
         seconds = self._seconds.get(work.stage, 0.0)
         loop = asyncio.get_running_loop()
         if seconds:
