@@ -1,0 +1,34 @@
+"""The same in network namespaces, where loopback reaches nobody else. Needs root, so it is asked for by name:
+
+pytest tests/e2e/nodes/namespaced.py
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import psutil
+
+from tests.e2e.nodes.cluster import node_cluster
+from tests.e2e.nodes.namespaces import namespaced_specs
+from tests.e2e.nodes.test_nodes import LEARNER, actors_on, finish, running
+from tests.e2e.processes import wait_for_lines
+
+
+def test_ranks_and_engines_meet_over_nodes_that_share_no_loopback(tmp_path: Path):
+    run_dir = tmp_path / "run"
+    with (
+        namespaced_specs(1, 3, 3) as specs,
+        node_cluster(specs) as cluster,
+        running(cluster, run_dir, "learner.num_ranks=2") as process,
+    ):
+        wait_for_lines(run_dir / "metrics.jsonl", 1, process)
+        for node in cluster.nodes[1:]:
+            rank = actors_on(node)[LEARNER]
+            listening = Counter(
+                c.laddr.ip for c in rank.net_connections("tcp") if c.status == psutil.CONN_LISTEN
+            )
+            # One of Ray's own is on every address; ours are on the node's alone.
+            assert listening.keys() == {"::", node.spec.address} and listening["::"] == 1
+        finish(process, run_dir)
