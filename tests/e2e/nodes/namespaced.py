@@ -5,15 +5,27 @@ pytest tests/e2e/nodes/namespaced.py
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
-import psutil
-
-from tests.e2e.nodes.cluster import node_cluster
+from tests.e2e.nodes.cluster import Node, node_cluster
 from tests.e2e.nodes.namespaces import namespaced_specs
 from tests.e2e.nodes.test_nodes import LEARNER, actors_on, finish, running
 from tests.e2e.processes import wait_for_lines
+
+_LISTENING = """
+import psutil, sys
+sockets = psutil.Process(int(sys.argv[1])).net_connections("tcp")
+print(*(s.laddr.ip for s in sockets if s.status == psutil.CONN_LISTEN))
+"""
+
+
+def listening_on(node: Node, pid: int) -> Counter[str]:
+    """Addresses on which a process listens, seen from within its namespace."""
+    ask = [*node.spec.prefix, sys.executable, "-c", _LISTENING, str(pid)]
+    return Counter(subprocess.run(ask, capture_output=True, text=True, timeout=60, check=True).stdout.split())
 
 
 def test_ranks_and_engines_meet_over_nodes_that_share_no_loopback(tmp_path: Path):
@@ -25,10 +37,7 @@ def test_ranks_and_engines_meet_over_nodes_that_share_no_loopback(tmp_path: Path
     ):
         wait_for_lines(run_dir / "metrics.jsonl", 1, process)
         for node in cluster.nodes[1:]:
-            rank = actors_on(node)[LEARNER]
-            listening = Counter(
-                c.laddr.ip for c in rank.net_connections("tcp") if c.status == psutil.CONN_LISTEN
-            )
+            listening = listening_on(node, actors_on(node)[LEARNER].pid)
             # One of Ray's own is on every address; ours are on the node's alone.
-            assert listening.keys() == {"::", node.spec.address} and listening["::"] == 1
+            assert listening.keys() == {"::", node.spec.address} and listening["::"] == 1, listening
         finish(process, run_dir)
