@@ -336,7 +336,8 @@ class EnginePool:
         """
         clock = asyncio.get_running_loop().time
         alone_since = clock()
-        while True:
+        actor.has_place, told = False, False
+        while not actor.has_place:
             try:
                 await locate(actor, timeout_s=min(_PLACE_REPORT_S, self._limits.start_s))
             except ActorTimeoutError:
@@ -345,7 +346,7 @@ class EnginePool:
                     limit.reschedule(alone_since + self._limits.replace_s)
                 elif clock() - alone_since >= self._limits.start_s:
                     raise
-                if actor.has_place:
+                if not told:
                     log.warning(
                         "%s waits for a node with room; of %d %ss %d go on",
                         actor.name,
@@ -353,10 +354,9 @@ class EnginePool:
                         self.role,
                         len(self.up),
                     )
-                actor.has_place = False
+                told = True
             else:
                 actor.has_place = True
-                return
 
     def _too_slow(self, member: Member, elapsed_s: float) -> ActorTimeoutError:
         return ActorTimeoutError(
