@@ -33,6 +33,7 @@ from trd_ray.config import TrdConfig
 from trd_ray.errors import RunFailedError, TrdRayError, brief, describe
 from trd_ray.evaluator import Evaluator
 from trd_ray.feed import PromptFeed
+from trd_ray.garbage import few_collections
 from trd_ray.interfaces import DeviceTurns, Learner, WeightSync
 from trd_ray.ledger import PromptLedger, prompt_key
 from trd_ray.metrics import step_metrics
@@ -160,7 +161,8 @@ class Pipeline:
             await self._evaluate()
         self._producing = asyncio.create_task(self._production.run())
         try:
-            await self._steps()
+            with few_collections():
+                await self._steps()
         except TrdRayError:
             await self._checkpoint_after_failure()
             raise
