@@ -180,7 +180,7 @@ def _disk_message(name: str, method: str, error: OSError) -> str:
     return describe(
         "a file cannot be written",
         where=f"{name}.{method}",
-        got=str(error),
+        got=brief(error),
         expected="room on the disk and the right to write",
         remedy="free some space, then --resume",
     )
