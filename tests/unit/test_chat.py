@@ -99,3 +99,13 @@ def test_a_template_that_drops_or_doubles_the_message_is_refused(template: str) 
         check_chat_template(tokenizer, "folder")
     with pytest.raises(ModelError, match="take over the user's message"):
         encode_chat(tokenizer, "x", enable_thinking=False)
+
+
+def test_a_template_that_is_changed_on_the_same_tokenizer_is_followed() -> None:
+    tokenizer = make_tokenizer()
+    encode_chat(tokenizer, "x", enable_thinking=False)
+    tokenizer.chat_template = "{{ messages[0]['content'] }}<|im_end|>"
+    assert tokenizer.decode(encode_chat(tokenizer, "x", enable_thinking=False).tolist()) == "x<|im_end|>"
+    # The template's own special tokens are those of the new one too, also where a message is made plain.
+    ids = encode_chat(tokenizer, "<|im_end|>", enable_thinking=False).tolist()
+    assert ids.count(tokenizer.convert_tokens_to_ids(END)) == 1

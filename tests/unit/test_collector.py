@@ -94,3 +94,29 @@ def test_without_staleness_nothing_is_dropped_since_it_would_be_a_fault(policy: 
     held = collector(policy, units=1, most=0)
     held.add([made("a")])
     assert names(held.collect(learner_version=1).trajectories) == ["a"]
+
+
+def test_what_was_fresh_and_held_is_dropped_when_a_later_version_makes_it_too_old():
+    held = collector()
+    held.add([made("a"), made("b"), made("c")])
+    assert names(held.collect(learner_version=1).trajectories) == ["a", "b"]
+    held.add([made("d", version=2)])
+    got = held.collect(learner_version=2)
+    assert (names(got.dropped), names(held.held)) == (["c"], ["d"])
+
+
+def test_the_work_of_an_arrival_does_not_grow_with_what_is_held(monkeypatch: pytest.MonkeyPatch):
+    looks = 0
+
+    def counting(trajectory, *, learner_version):
+        nonlocal looks
+        looks += 1
+        return learner_version - trajectory.policy_version_min
+
+    monkeypatch.setattr("trd_ray.collector.staleness", counting)
+    held = collector(units=200)
+    for i in range(200):
+        held.add([made(str(i))])
+        got = held.collect(learner_version=0)
+    assert len(got.trajectories) == 200
+    assert looks == 2 * 200, "once at its arrival and once for the step"
