@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,7 +34,18 @@ def load_engine(engine: DeepSpeedEngine, folder: Path, *, rank: int) -> None:
     Raises:
         CheckpointError: nothing that this rank can read.
     """
-    path, _ = engine.load_checkpoint(str(folder / _DEEPSPEED_FOLDER), tag=_TAG)
+    try:
+        path, _ = engine.load_checkpoint(str(folder / _DEEPSPEED_FOLDER), tag=_TAG)
+    except (RuntimeError, OSError, EOFError, UnpicklingError) as error:
+        raise CheckpointError(
+            describe(
+                "DeepSpeed's part of the checkpoint is damaged",
+                where=str(folder / _DEEPSPEED_FOLDER),
+                got=f"{type(error).__name__}: {str(error).splitlines()[0]}",
+                expected="what was written there",
+                remedy="resume from an older checkpoint: move this folder away",
+            )
+        ) from error
     if path is None:
         raise CheckpointError(
             describe(

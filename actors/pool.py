@@ -23,7 +23,15 @@ from trd_ray.activity import RoleActivity
 from trd_ray.activity_records import Tally
 from trd_ray.balancer import Balancer
 from trd_ray.config import FaultConfig
-from trd_ray.errors import ActorLostError, ActorTimeoutError, RunFailedError, TrdRayError, brief, describe
+from trd_ray.errors import (
+    ActorLostError,
+    ActorTimeoutError,
+    LearnerLostError,
+    RunFailedError,
+    TrdRayError,
+    brief,
+    describe,
+)
 from trd_ray.outcomes import RejectReason
 from trd_ray.roles import Role
 
@@ -240,14 +248,23 @@ class EnginePool:
 
     @asynccontextmanager
     async def pushing(self) -> AsyncIterator[None]:
-        """Weights are pushed to the members while the block runs."""
+        """Weights are pushed to the members while the block runs.
+
+        One that ends with the loss of the learner is not over: engines that got a part of it cannot serve,
+        and are not to blame for it. They get the whole when the learner is there again.
+        """
         self._not_pushing.clear()
+        is_over = True
         try:
             yield
+        except LearnerLostError:
+            is_over = False
+            raise
         finally:
-            for member in self._members:
-                member.life = replace(member.life, num_pushes=member.life.num_pushes + 1)
-            self._not_pushing.set()
+            if is_over:
+                for member in self._members:
+                    member.life = replace(member.life, num_pushes=member.life.num_pushes + 1)
+                self._not_pushing.set()
 
     def has_weights(self, members: Sequence[Member]) -> None:
         """These hold what the learner sent: replacements among them serve from now on."""

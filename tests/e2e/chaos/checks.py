@@ -157,6 +157,8 @@ def expected_words(fault: Fault) -> list[str]:
     }.get(fault.target, "")  # fmt: skip
     if fault.kind is Kind.FULL_DISK:
         return [r"full|[Nn]o space", "--resume"]
+    if fault.kind is Kind.TORN_CHECKPOINT:
+        return ["checkpoint is damaged", "move this folder away"]
     if fault.target is Target.DRIVER:
         return []
     if fault.moment is Moment.START:
