@@ -18,6 +18,7 @@ from trd_ray.errors import (
     TrdRayError,
     brief,
     describe,
+    unwrapped,
 )
 from trd_ray.types import FloatArray, IntArray, LearnerStep, TrainingBatch
 
@@ -145,7 +146,7 @@ async def all_ranks(calls: Sequence[asyncio.Future[Any]], *, names: Sequence[str
     name = min(errors, key=lambda name: _rank_of_error(errors[name]))
     error = errors[name]
     if _rank_of_error(error) == _EXPECTED:
-        raise error
+        raise unwrapped(error) from None
     if isinstance(error, OSError) and not isinstance(error, TimeoutError | ConnectionError):
         raise DiskError(_disk_message(name, method, error)) from error
     raise LearnerLostError(
@@ -180,7 +181,7 @@ def _disk_message(name: str, method: str, error: OSError) -> str:
     return describe(
         "a file cannot be written",
         where=f"{name}.{method}",
-        got=str(error),
+        got=brief(error),
         expected="room on the disk and the right to write",
         remedy="free some space, then --resume",
     )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from actors.learner_weights import gathered
+from trd_ray.disk import saving_tensors
 from trd_ray.errors import CheckpointError, describe
 from trd_ray.learner_checkpoint import ADAPTER_FOLDER
 from trd_ray.lora import Adapters
@@ -22,7 +24,8 @@ _TAG = "state"
 
 def save_engine(engine: DeepSpeedEngine, folder: Path) -> None:
     """Write weights and optimizer states as they are sharded. Collective."""
-    engine.save_checkpoint(str(folder / _DEEPSPEED_FOLDER), tag=_TAG, save_latest=False)
+    with saving_tensors(folder):
+        engine.save_checkpoint(str(folder / _DEEPSPEED_FOLDER), tag=_TAG, save_latest=False)
 
 
 def load_engine(engine: DeepSpeedEngine, folder: Path, *, rank: int) -> None:
@@ -31,7 +34,18 @@ def load_engine(engine: DeepSpeedEngine, folder: Path, *, rank: int) -> None:
     Raises:
         CheckpointError: nothing that this rank can read.
     """
-    path, _ = engine.load_checkpoint(str(folder / _DEEPSPEED_FOLDER), tag=_TAG)
+    try:
+        path, _ = engine.load_checkpoint(str(folder / _DEEPSPEED_FOLDER), tag=_TAG)
+    except (RuntimeError, OSError, EOFError, UnpicklingError) as error:
+        raise CheckpointError(
+            describe(
+                "DeepSpeed's part of the checkpoint is damaged",
+                where=str(folder / _DEEPSPEED_FOLDER),
+                got=f"{type(error).__name__}: {str(error).splitlines()[0]}",
+                expected="what was written there",
+                remedy="resume from an older checkpoint: move this folder away",
+            )
+        ) from error
     if path is None:
         raise CheckpointError(
             describe(
@@ -50,7 +64,8 @@ def save_adapters(adapters: Adapters, folder: Path, *, rank: int, zero_stage: in
     with gathered(list(named.values()), zero_stage=zero_stage):
         if rank == 0:
             whole = {name: parameter.detach().cpu().clone() for name, parameter in named.items()}
-            adapters.save(folder / ADAPTER_FOLDER, whole)
+            with saving_tensors(folder):
+                adapters.save(folder / ADAPTER_FOLDER, whole)
 
 
 def save_random(folder: Path, *, rank: int, device: torch.device) -> None:
@@ -58,7 +73,8 @@ def save_random(folder: Path, *, rank: int, device: torch.device) -> None:
     state: dict[str, Tensor] = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state()
-    torch.save(state, _random_file(folder, rank))
+    with saving_tensors(folder):
+        torch.save(state, _random_file(folder, rank))
 
 
 def load_random(folder: Path, *, rank: int, device: torch.device) -> None:

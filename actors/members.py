@@ -47,7 +47,7 @@ class NamedActor:
     process: Process | None = None
     """Known after `locate`."""
     has_place: bool = True
-    """Some node has room for it; false while it waits for one."""
+    """Some node has room for it; false for a replacement until its process runs."""
 
 
 async def locate(actor: NamedActor, *, timeout_s: float) -> None:

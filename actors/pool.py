@@ -23,7 +23,15 @@ from trd_ray.activity import RoleActivity
 from trd_ray.activity_records import Tally
 from trd_ray.balancer import Balancer
 from trd_ray.config import FaultConfig
-from trd_ray.errors import ActorLostError, ActorTimeoutError, RunFailedError, TrdRayError, brief, describe
+from trd_ray.errors import (
+    ActorLostError,
+    ActorTimeoutError,
+    LearnerLostError,
+    RunFailedError,
+    TrdRayError,
+    brief,
+    describe,
+)
 from trd_ray.outcomes import RejectReason
 from trd_ray.roles import Role
 
@@ -240,14 +248,23 @@ class EnginePool:
 
     @asynccontextmanager
     async def pushing(self) -> AsyncIterator[None]:
-        """Weights are pushed to the members while the block runs."""
+        """Weights are pushed to the members while the block runs.
+
+        One that ends with the loss of the learner is not over: engines that got a part of it cannot serve,
+        and are not to blame for it. They get the whole when the learner is there again.
+        """
         self._not_pushing.clear()
+        is_over = True
         try:
             yield
+        except LearnerLostError:
+            is_over = False
+            raise
         finally:
-            for member in self._members:
-                member.life = replace(member.life, num_pushes=member.life.num_pushes + 1)
-            self._not_pushing.set()
+            if is_over:
+                for member in self._members:
+                    member.life = replace(member.life, num_pushes=member.life.num_pushes + 1)
+                self._not_pushing.set()
 
     def has_weights(self, members: Sequence[Member]) -> None:
         """These hold what the learner sent: replacements among them serve from now on."""
@@ -336,7 +353,8 @@ class EnginePool:
         """
         clock = asyncio.get_running_loop().time
         alone_since = clock()
-        while True:
+        actor.has_place, told = False, False
+        while not actor.has_place:
             try:
                 await locate(actor, timeout_s=min(_PLACE_REPORT_S, self._limits.start_s))
             except ActorTimeoutError:
@@ -345,7 +363,7 @@ class EnginePool:
                     limit.reschedule(alone_since + self._limits.replace_s)
                 elif clock() - alone_since >= self._limits.start_s:
                     raise
-                if actor.has_place:
+                if not told:
                     log.warning(
                         "%s waits for a node with room; of %d %ss %d go on",
                         actor.name,
@@ -353,10 +371,9 @@ class EnginePool:
                         self.role,
                         len(self.up),
                     )
-                actor.has_place = False
+                told = True
             else:
                 actor.has_place = True
-                return
 
     def _too_slow(self, member: Member, elapsed_s: float) -> ActorTimeoutError:
         return ActorTimeoutError(

@@ -12,4 +12,6 @@ $bin/lint-imports
 if [ $# -gt 0 ]; then
   exec $bin/python -m pytest "$@"
 fi
-exec $bin/python -m pytest tests
+# These are computation without waits or shared ports: two at a time.
+$bin/python -m pytest tests/unit tests/contract -n 2
+exec $bin/python -m pytest tests/actors tests/e2e

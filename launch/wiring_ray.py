@@ -270,7 +270,7 @@ async def _shut_down(groups: RayGroups) -> None:
 
 async def _end(actor: NamedActor) -> None:
     if not actor.has_place:
-        return  # its process was never started
+        return  # nothing to end yet
     try:
         await call(actor.handle.shutdown.remote(), actor=actor.name, method="shutdown", timeout_s=_SHUTDOWN_S)
     except (ActorTimeoutError, RunFailedError, RayError) as error:

@@ -65,6 +65,13 @@ def describe(what: str, *, where: str, got: object, expected: str, remedy: str) 
     return f"{what}\n  where:    {where}\n  got:      {got}\n  expected: {expected}\n  remedy:   {remedy}"
 
 
+def unwrapped(error: BaseException) -> BaseException:
+    """What was raised: of an error of another process, which comes with that process's stack as its message,
+    the one that is in it."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, BaseException) else error
+
+
 _WHERE, _GOT = "\n  where:    ", "\n  got:      "
 
 
@@ -75,9 +82,7 @@ def brief(error: BaseException) -> str:
     >>> brief(RunFailedError(describe("no answer", where="a.b", got="silence", expected="c", remedy="d")))
     'no answer: a.b: silence'
     """
-    # What an actor raised comes wrapped, with the actor's stack as its message.
-    cause = getattr(error, "cause", None)
-    inner = cause if isinstance(cause, BaseException) else error
+    inner = unwrapped(error)
     what, _, rest = (str(inner) or repr(inner)).partition(_WHERE)
     where, _, got = rest.partition(_GOT)
     return ": ".join(part.splitlines()[0] for part in (what, where, got) if part)

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from trd_ray.disk import writing
+
 _log = logging.getLogger(__name__)
 
 
@@ -50,11 +52,21 @@ class JsonLinesWriter:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a", encoding="utf-8")
+        self._path = path
+        # Without a buffer: what the disk refuses must not come back when the file is closed.
+        self._file = path.open("ab", buffering=0)
 
     def write(self, record: Mapping[str, object]) -> None:
-        self._file.write(dump_line(record))
-        self._file.flush()
+        """Raises `DiskError` if there is no room; then nothing of the line is there."""
+        line = memoryview(dump_line(record).encode())
+        with writing(self._path):
+            size = self._path.stat().st_size
+            try:
+                while line:
+                    line = line[self._file.write(line) or 0 :]
+            except OSError:
+                self._file.truncate(size)
+                raise
 
     def close(self) -> None:
         """May be called more than once."""

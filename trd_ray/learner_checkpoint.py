@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from trd_ray.config import LoraConfig, MethodConfig
+from trd_ray.disk import saving_tensors
 from trd_ray.errors import CheckpointError, describe
 from trd_ray.models import load_tokenizer
 
@@ -132,7 +133,8 @@ def save_hf(
         tokenizer_from: model folder whose tokenizer goes with the weights.
         state_dict: the weights, if the model does not hold them itself.
     """
-    model.save_pretrained(folder, state_dict=state_dict)
+    with saving_tensors(folder.parent):
+        model.save_pretrained(folder, state_dict=state_dict)
     load_tokenizer(tokenizer_from).save_pretrained(folder)
 
 

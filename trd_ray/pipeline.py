@@ -30,7 +30,7 @@ from trd_ray.buffer import TrajectoryBuffer
 from trd_ray.choices import Reward
 from trd_ray.collector import StepCollector
 from trd_ray.config import TrdConfig
-from trd_ray.errors import RunFailedError, TrdRayError, brief, describe
+from trd_ray.errors import DiskError, RunFailedError, TrdRayError, brief, describe
 from trd_ray.evaluator import Evaluator
 from trd_ray.feed import PromptFeed
 from trd_ray.garbage import few_collections
@@ -163,6 +163,8 @@ class Pipeline:
         try:
             with few_collections():
                 await self._steps()
+        except DiskError:
+            raise  # there is no room for a checkpoint either
         except TrdRayError:
             await self._checkpoint_after_failure()
             raise

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trd_ray.buffer_log import BufferLog, read_records, write_records
+from trd_ray.disk import writing
 from trd_ray.interfaces import Learner
 from trd_ray.run_folder import RunFolder
 from trd_ray.run_state import RunState
@@ -36,12 +37,13 @@ class Recorder:
         the consumed ones make the batch: a replay makes it of the log again.
 
         On disk when this returns. Files are written in a thread: other work goes on meanwhile.
-        Raises `RunFailedError` if the log cannot be written.
+        Raises `RunFailedError` if the log or the rows cannot be written.
         """
         await asyncio.to_thread(self._write, trajectories, learner_step)
 
     def _write(self, trajectories: Sequence[Trajectory], learner_step: int) -> None:
-        write_trajectories(self._folder.trajectories, trajectories, learner_step=learner_step)
+        with writing(self._folder.trajectories):
+            write_trajectories(self._folder.trajectories, trajectories, learner_step=learner_step)
         if self._buffer_log is not None:
             self._buffer_log.write_step(trajectories, learner_step=learner_step)
 
@@ -74,16 +76,18 @@ async def write_checkpoint(
 ) -> None:
     """Write `checkpoints/step_N` whole, or not at all, unless it is there; then keep the newest `keep`.
 
-    Without a `state` it holds the learner only, and no run resumes from it.
+    Without a `state` it holds the learner only, and no run resumes from it. Raises `DiskError` if it cannot
+    be written; those that are there stay.
     """
     if folder.checkpoint(learner_step).exists():
         return
-    with folder.writing_checkpoint(learner_step) as unfinished:
-        await learner.save(unfinished)
-        if state is not None:
-            state.write(unfinished)
-            await asyncio.to_thread(write_records, unfinished / BUFFER_FILE, finished)
-    folder.prune_checkpoints(keep=keep)
+    with writing(folder.checkpoint(learner_step)):
+        with folder.writing_checkpoint(learner_step) as unfinished:
+            await learner.save(unfinished)
+            if state is not None:
+                state.write(unfinished)
+                await asyncio.to_thread(write_records, unfinished / BUFFER_FILE, finished)
+        folder.prune_checkpoints(keep=keep)
     log.info("checkpoint of step %d written", learner_step)
 
 

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from trd_ray.choices import TeacherWeights
 from trd_ray.collate import SequenceTensors
 from trd_ray.config import MethodConfig
+from trd_ray.disk import saving_tensors
 from trd_ray.errors import CheckpointError, describe
 from trd_ray.losses.objective import HiddenTeacher, LogitTransform
 from trd_ray.models import load_student, logit_transform
@@ -87,7 +88,8 @@ class TeacherCopy:
     def save(self, folder: Path) -> None:
         """Write the float32 weights."""
         weights = {name: tensor.cpu().contiguous() for name, tensor in self._master.items()}
-        save_file(weights, folder / TEACHER_FILE)
+        with saving_tensors(folder):
+            save_file(weights, folder / TEACHER_FILE)
 
     @torch.no_grad()
     def restore(self, folder: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 import ray
@@ -15,7 +17,7 @@ from actors.calls import call
 from actors.joint_call import joint_call
 from actors.learner_group import RayLearner
 from actors.members import Locatable, Member, NamedActor
-from trd_ray.errors import ActorTimeoutError, LearnerLostError
+from trd_ray.errors import ActorTimeoutError, CheckpointError, DiskError, LearnerLostError
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -33,6 +35,12 @@ class Rank(Locatable):
         if fault == "verdict":
             raise ActorTimeoutError("no answer of 'generator-0'")
         return "sent"
+
+    def save(self, folder: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+
+    def load(self, folder: Path) -> int:
+        raise CheckpointError(f"{folder} is damaged")
 
     async def think(self, seconds: float) -> str:
         await asyncio.sleep(seconds)
@@ -75,6 +83,20 @@ async def test_a_rank_that_dies_while_the_group_is_started_is_a_lost_rank():
     )
     with pytest.raises(LearnerLostError, match="learner-1"):
         await learner.setup()
+
+
+async def test_a_full_disk_is_no_lost_rank_and_is_told_without_the_stack_of_the_rank(tmp_path: Path):
+    learner = RayLearner([rank(0)], create=rank, host="127.0.0.1", start_s=60, timeout_s=60)
+    with pytest.raises(DiskError, match=r"learner-0\.save") as raised:
+        await learner.save(tmp_path)
+    assert "No space left" in str(raised.value) and "Traceback" not in str(raised.value)
+
+
+async def test_what_a_rank_says_of_the_request_is_told_in_its_own_words(tmp_path: Path):
+    learner = RayLearner([rank(0)], create=rank, host="127.0.0.1", start_s=60, timeout_s=60)
+    with pytest.raises(CheckpointError) as raised:
+        await learner.load(tmp_path)
+    assert str(raised.value) == f"{tmp_path} is damaged"
 
 
 async def test_a_driver_that_was_stopped_does_not_take_its_own_sleep_for_that_of_an_actor():

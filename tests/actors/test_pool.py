@@ -21,7 +21,7 @@ from tests.fakes import completion
 from trd_ray.activity import RoleActivity
 from trd_ray.activity_records import Tally
 from trd_ray.config import FaultConfig, SamplingConfig
-from trd_ray.errors import RunFailedError
+from trd_ray.errors import LearnerLostError, RunFailedError
 from trd_ray.types import Completion, Problem, Prompt
 
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -186,6 +186,23 @@ async def test_a_failed_engine_is_not_blamed_where_a_push_ended_its_requests():
             asking = asyncio.create_task(rig.ask())
             await asyncio.sleep(0.5)
             assert not asking.done()
+            await rig.behave(0, "well")
+        assert await asking == ["g0"]
+    assert rig.created == []
+
+
+async def test_engines_are_not_blamed_for_a_push_that_the_learner_left_halfway():
+    rig = Rig(num=1)
+    async with rig.running():
+        with pytest.raises(LearnerLostError):
+            async with rig.pool.pushing():
+                await rig.behave(0, "failed")
+                raise LearnerLostError("the learner died")
+        asking = asyncio.create_task(rig.ask())
+        # Several heartbeats, while the learner is started anew.
+        await asyncio.sleep(1.0)
+        assert not asking.done() and rig.created == []
+        async with rig.pool.pushing():
             await rig.behave(0, "well")
         assert await asking == ["g0"]
     assert rig.created == []

@@ -64,7 +64,7 @@ def test_every_key_is_described_in_base_yaml():
         ("teacher.resources.gpus=1", ["teacher.resources.gpus", "0: one for each GPU"]),
         ("eval.sampling.top_p=3", ["where:    eval.sampling.top_p", "set eval.sampling.top_p"]),
         ("teacher.engine.threads=0", ["where:    teacher.engine.threads"]),
-        ("weight_sync.backend=nccl", ["weight_sync.backend", "cpu if both are on cpu"]),
+        ("weight_sync.backend=nccl", ["weight_sync.backend", "if both are on cpu"]),
     ],
 )
 def test_bad_override_is_named(experiment: Path, override: str, parts: list[str]):

@@ -152,7 +152,7 @@ def test_a_bad_parquet_row_is_named(tmp_path: Path) -> None:
     ("name", "content"),
     [
         ("missing.jsonl", None),
-        ("torn.jsonl.gz", gzip.compress(b'{"problem": "x", "answer": "y"}\n' * 100)[:-20]),
+        ("torn.jsonl.gz", gzip.compress(b'{"problem": "x", "answer": "y"}\n' * 100, mtime=0)[:-20]),
         ("other.jsonl.gz", b"not gzip"),
         ("other.parquet", b"not parquet"),
         ("empty.jsonl", b""),

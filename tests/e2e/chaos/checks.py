@@ -54,13 +54,7 @@ class Books:
 
 def read_books(folder: RunFolder, state: RunState) -> Books:
     """From the rows of all trajectories, the last checkpoint and the problems themselves, anew."""
-    config = load_config(folder.config)
-    inputs = read_inputs(config)
-    feed = PromptFeed(inputs.stream, inputs.prompts.student, pipeline=config.pipeline, seed=config.run.seed)
-    drawn = Counter(prompt_key(prompt) for prompt in feed.draw(state.num_drawn))
-    ended = Counter(
-        (row.prompt_id, row.epoch, row.sample_index) for row in read_trajectories(folder.trajectories)
-    )
+    drawn, ended = Counter(_drawn(folder, state)), Counter(_ended(folder))
     pending = Counter((p.problem.prompt_id, p.epoch, p.sample_index) for p in state.pending)
     seen = ended + pending
     return Books(
@@ -69,6 +63,17 @@ def read_books(folder: RunFolder, state: RunState) -> Books:
         duplicated=tuple(key for key, num in seen.items() if num > 1),
         foreign=tuple(seen.keys() - drawn.keys()),
     )
+
+
+def _drawn(folder: RunFolder, state: RunState) -> list[PromptKey]:
+    config = load_config(folder.config)
+    inputs = read_inputs(config)
+    feed = PromptFeed(inputs.stream, inputs.prompts.student, pipeline=config.pipeline, seed=config.run.seed)
+    return [prompt_key(prompt) for prompt in feed.draw(state.num_drawn)]
+
+
+def _ended(folder: RunFolder) -> list[PromptKey]:
+    return [(row.prompt_id, row.epoch, row.sample_index) for row in read_trajectories(folder.trajectories)]
 
 
 def check_steps(folder: RunFolder, config: TrdConfig, state: RunState) -> list[str]:
@@ -152,6 +157,8 @@ def expected_words(fault: Fault) -> list[str]:
     }.get(fault.target, "")  # fmt: skip
     if fault.kind is Kind.FULL_DISK:
         return [r"full|[Nn]o space", "--resume"]
+    if fault.kind is Kind.TORN_CHECKPOINT:
+        return ["checkpoint is damaged", "move this folder away"]
     if fault.target is Target.DRIVER:
         return []
     if fault.moment is Moment.START:

@@ -130,12 +130,11 @@ def _title(process: psutil.Process) -> str:
 
 
 def _fill(path: Path) -> None:
-    with path.open("wb") as file:
+    with path.open("wb", buffering=0) as file:
         chunk = bytes(2**16)
         while chunk:
             try:
                 file.write(chunk)
-                file.flush()
             except OSError:
                 chunk = chunk[: len(chunk) // 2]
 

@@ -57,8 +57,8 @@ TORN = (Kind.TORN_METRICS, Kind.TORN_LOG, Kind.TORN_CHECKPOINT)
 IN_ACTOR = (Kind.RAISES, Kind.SLOW, Kind.NONSENSE)
 """Faults that an actor makes itself, by a subclass."""
 
-PATIENCE = float(os.environ.get("TRD_CHAOS_PATIENCE", "1"))
-"""Factor of all limits, for a machine that others compute on too."""
+PATIENCE = float(os.environ.get("TRD_CHAOS_PATIENCE", "2"))
+"""Factor of all limits: 1 on a quiet machine, more on one that others compute on too."""
 GENERATE_S, LEARN_S, SYNC_S, START_S = 10.0 * PATIENCE, 20.0 * PATIENCE, 10.0 * PATIENCE, 60.0 * PATIENCE
 """The limits of a chaos run, under `timeouts`."""
 HEARTBEAT_S = 5.0 * PATIENCE

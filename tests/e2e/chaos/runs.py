@@ -35,6 +35,7 @@ from tests.e2e.chaos.faults import (
 from tests.e2e.chaos.mood import FAULT, RUN, STRUCK
 from tests.e2e.processes import CONFIGS, ROOT, SMALL
 from trd_ray.config_loader import load_config
+from trd_ray.errors import TrdRayError
 from trd_ray.run_folder import RunFolder
 from trd_ray.run_state import RunState
 
@@ -97,7 +98,10 @@ def rehearse(fault: Fault, folder: Path) -> Result:
         _to_the_end(fault, folder, result)
         result.seconds = round(time.monotonic() - start, 1)
         if not result.problems:
-            _check(fault, folder, result)
+            try:
+                _check(folder, result)
+            except (TrdRayError, ValueError, OSError) as error:
+                result.problems.append(f"the run folder cannot be checked: {error}")
     if result.problems:
         result.outcome = Outcome.FAILED
     return result
@@ -269,7 +273,7 @@ def _move_damaged_away(run_dir: Path) -> None:
     checkpoint.path.rename(run_dir / f"damaged_{checkpoint.path.name}")
 
 
-def _check(fault: Fault, folder: Path, result: Result) -> None:
+def _check(folder: Path, result: Result) -> None:
     run = RunFolder(folder / "run")
     config = load_config(run.config)
     state = RunState.read(run.checkpoint(NUM_STEPS))

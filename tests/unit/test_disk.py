@@ -1,0 +1,71 @@
+"""A full disk, and one that may not be written to."""
+
+from __future__ import annotations
+
+import errno
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.fakes import FakeLearner
+from trd_ray.disk import writing
+from trd_ray.errors import ActorTimeoutError, DiskError
+from trd_ray.json_lines import JsonLinesWriter, read_lines
+from trd_ray.recorder import write_checkpoint
+from trd_ray.run_folder import RunFolder
+
+
+@contextmanager
+def no_file_longer_than(num_bytes: int) -> Iterator[None]:
+    """As if the disk were full there."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(errno.ENOSPC, "is full.*free some space"), (errno.EROFS, "cannot be written.*make it writable")],
+)
+def test_what_the_disk_refuses_is_an_error_that_says_where_and_what_to_do(number: int, words: str):
+    with pytest.raises(DiskError, match=f"(?s){words}.*--resume") as raised, writing(Path("runs/a")):
+        raise OSError(number, "no")
+    assert "runs/a" in str(raised.value)
+
+
+def test_a_call_that_took_too_long_is_no_matter_of_the_disk():
+    with pytest.raises(ActorTimeoutError), writing(Path("runs/a")):
+        raise ActorTimeoutError("slow")
+
+
+def test_a_line_that_does_not_fit_leaves_nothing_behind_and_the_file_goes_on_when_there_is_room(
+    tmp_path: Path,
+):
+    path = tmp_path / "metrics.jsonl"
+    with JsonLinesWriter(path) as lines:
+        lines.write({"learner_step": 1})
+        with no_file_longer_than(25), pytest.raises(DiskError, match=r"metrics\.jsonl"):
+            lines.write({"learner_step": 2})
+        assert path.read_text().count("\n") == 1 and path.read_text().endswith("\n")
+        lines.write({"learner_step": 3})
+    assert read_lines(path) == ['{"learner_step": 1}', '{"learner_step": 3}']
+
+
+async def test_a_checkpoint_that_cannot_be_written_is_none_and_says_so(tmp_path: Path):
+    folder = RunFolder.create(tmp_path / "run")
+    await write_checkpoint(folder, FakeLearner(), learner_step=1, state=None, keep=2)
+
+    class Full(FakeLearner):
+        async def save(self, folder: Path) -> None:
+            (folder / "half").write_text("x")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(DiskError, match=r"(?s)is full.*step_2"):
+        await write_checkpoint(folder, Full(), learner_step=2, state=None, keep=2)
+    assert [c.learner_step for c in folder.complete_checkpoints()] == [1]

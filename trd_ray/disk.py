@@ -1,0 +1,51 @@
+"""Writing a run's files: what the disk refuses is an error that says which file and what to do."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from trd_ray.errors import DiskError, TrdRayError, describe
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def writing(where: Path) -> Iterator[None]:
+    """Raises `DiskError` naming `where` for an `OSError` of the block."""
+    try:
+        yield
+    except TrdRayError:
+        raise  # some are also an OSError: a call that took too long
+    except OSError as error:
+        is_full = error.errno in _FULL
+        raise DiskError(
+            describe(
+                "the disk of the run folder is full" if is_full else "a file of the run cannot be written",
+                where=str(where),
+                got=f"{type(error).__name__}: {error}",
+                expected="room on the disk and the right to write",
+                remedy=f"{'free some space' if is_full else 'make it writable'}, then --resume",
+            )
+        ) from error
+
+
+# Less is no room for any tensor file.
+_FULL_BYTES = 2**20
+
+
+@contextmanager
+def saving_tensors(folder: Path) -> Iterator[None]:
+    """torch and safetensors raise errors of their own where a disk is full; here that is an `OSError` too."""
+    try:
+        yield
+    except (RuntimeError, SafetensorError) as error:
+        if shutil.disk_usage(folder).free < _FULL_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+        raise
