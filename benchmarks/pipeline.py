@@ -40,7 +40,7 @@ _MIB = 2**20
 class Overlap:
     """Stage times rollout : refine : score : learn = 4 : 2 : 1 : 4, on engines in that proportion."""
 
-    unit_s: float = 0.02
+    unit_s: float = 0.05
     """A trajectory's score on one engine; its refinement takes 2 of them, its rollout 4."""
     num_sets: int = 2
     """Sets of 4 generators and 3 teachers. Each engine serves one request while another waits at it, as a run
