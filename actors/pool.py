@@ -19,6 +19,7 @@ from typing import Any
 from actors.calls import call
 from actors.engine import EngineFailedError
 from actors.members import Life, Member, NamedActor, kill, locate
+from actors.pool_errors import nonsense, too_many, too_slow
 from trd_ray.activity import RoleActivity
 from trd_ray.activity_records import Tally
 from trd_ray.balancer import Balancer
@@ -27,10 +28,8 @@ from trd_ray.errors import (
     ActorLostError,
     ActorTimeoutError,
     LearnerLostError,
-    RunFailedError,
     TrdRayError,
     brief,
-    describe,
 )
 from trd_ray.outcomes import RejectReason
 from trd_ray.roles import Role
@@ -131,7 +130,7 @@ class EnginePool:
             try:
                 await asyncio.wait_for(self._came_up.wait(), timeout_s)
             except TimeoutError as error:
-                raise self._too_slow(self._members[0], time.monotonic() - start) from error
+                raise too_slow(self._members[0], time.monotonic() - start, limit_s=timeout_s) from error
 
     async def start(self) -> None:
         """Wait until every member serves; once, before the first request. Raises as `call` does."""
@@ -188,7 +187,7 @@ class EnginePool:
                 if wrong is RejectReason.NONE:
                     member.num_nonsense = 0
                     return answer
-                self._note_nonsense(member, self._nonsense(member, method, wrong))
+                self._note_nonsense(member, nonsense(member, method, wrong))
                 if not num_left:
                     return answer
             finally:
@@ -228,17 +227,6 @@ class EnginePool:
             raise error  # the request is at fault, at every member
         else:
             self._note_nonsense(member, error)
-
-    def _nonsense(self, member: Member, method: str, reason: RejectReason) -> RunFailedError:
-        return RunFailedError(
-            describe(
-                "an engine answers nonsense",
-                where=f"{member.actor.name}.{method}",
-                got=f"{reason.value}, {member.num_nonsense + 1} times in a row",
-                expected="finite logprobs of as many tokens as were asked for at most",
-                remedy=f"see the log of {member.actor.name}",
-            )
-        )
 
     def _note_nonsense(self, member: Member, error: Exception) -> None:
         member.num_nonsense += 1
@@ -286,7 +274,8 @@ class EnginePool:
 
     def _replace_or_fail(self, member: Member, error: Exception) -> None:
         if self.num_restarts >= self._faults.max_restarts:
-            self._fail(self._too_many(member, error))
+            most = self._faults.max_restarts
+            self._fail(too_many(self.role, member, error, num_restarts=self.num_restarts, most=most))
             return
         self.num_restarts += 1
         log.warning(
@@ -306,17 +295,6 @@ class EnginePool:
         self._balancer.close(error)
         self._came_up.set()
 
-    def _too_many(self, member: Member, error: Exception) -> RunFailedError:
-        return RunFailedError(
-            describe(
-                f"a {self.role} failed once more than is put up with",
-                where=member.actor.name,
-                got=f"{self.num_restarts} restarts of {self.role}s in this run, then: {error}",
-                expected=f"at most {self._faults.max_restarts} (faults.max_restarts)",
-                remedy=f"see the log of {member.actor.name}; then --resume, which starts counting anew",
-            )
-        )
-
     async def _replace(self, member: Member) -> None:
         start = time.monotonic()
         try:
@@ -328,7 +306,8 @@ class EnginePool:
             self._replace_or_fail(member, error)
         except TimeoutError:
             member.is_up = False
-            self._replace_or_fail(member, self._too_slow(member, time.monotonic() - start))
+            elapsed_s = time.monotonic() - start
+            self._replace_or_fail(member, too_slow(member, elapsed_s, limit_s=self._limits.replace_s))
         except Exception as error:  # noqa: BLE001 - nobody awaits this task: whoever waits for a member gets it
             self._fail(error)
         else:
@@ -374,17 +353,6 @@ class EnginePool:
                 told = True
             else:
                 actor.has_place = True
-
-    def _too_slow(self, member: Member, elapsed_s: float) -> ActorTimeoutError:
-        return ActorTimeoutError(
-            describe(
-                "a replacement took too long",
-                where=f"{member.actor.name}: start and weights",
-                got=f"not ready after {elapsed_s:.0f} s",
-                expected=f"ready within {self._limits.replace_s:.0f} s",
-                remedy=f"see the log of {member.actor.name}; raise timeouts.start_s if it is only slow",
-            )
-        )
 
     async def _watch(self) -> None:
         """Consumes: time. Produces: lost members. Waits for: their answers, each within its limit."""
