@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from actors.members import Member
-from trd_ray.errors import ActorTimeoutError, RunFailedError, describe
+from trd_ray.errors import ActorTimeoutError, RunFailedError, brief, describe
 from trd_ray.outcomes import RejectReason
 
 
@@ -42,5 +42,18 @@ def too_slow(member: Member, elapsed_s: float, *, limit_s: float) -> ActorTimeou
             got=f"not ready after {elapsed_s:.0f} s",
             expected=f"ready within {limit_s:.0f} s",
             remedy=f"see the log of {member.actor.name}; raise timeouts.start_s if it is only slow",
+        )
+    )
+
+
+def gave_up(member: Member, method: str, error: Exception, *, num_attempts: int) -> RunFailedError:
+    """Of a request that nobody could answer."""
+    return RunFailedError(
+        describe(
+            "a request failed at every attempt",
+            where=f"{member.actor.name}.{method}, the last of {num_attempts}",
+            got=brief(error),
+            expected="an answer",
+            remedy=f"see the log of {member.actor.name}; then --resume",
         )
     )
