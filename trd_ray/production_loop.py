@@ -86,12 +86,21 @@ class ProductionLoop:
                 return self._again.popleft()
             num_left = self._allowed - self._feed.num_drawn
             if num_left > 0:
-                prompts = self._feed.draw(min(num_left, self._problems_per_step))
-                self._ledger.admit(prompts)
-                return prompts
+                return await self._draw(min(num_left, self._problems_per_step))
             self._changed.clear()
             with self._activity.holding(Role.GENERATOR, WaitReason.STALENESS):
                 await self._changed.wait()
+
+    async def _draw(self, num_problems: int) -> tuple[Prompt, ...]:
+        """Each is pending as soon as it is drawn, whenever this is cancelled or a checkpoint is written."""
+        cohort: list[Prompt] = []
+        for _ in range(num_problems):
+            prompts = self._feed.draw(1)
+            self._ledger.admit(prompts)
+            cohort += prompts
+            # Encoding thousands of prompts takes seconds, in which answers would not be passed on.
+            await asyncio.sleep(0)
+        return tuple(cohort)
 
     async def _make(self, prompt: Prompt, stages: StepStages) -> None:
         try:

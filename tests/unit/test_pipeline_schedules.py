@@ -480,3 +480,29 @@ def test_a_loop_in_which_nothing_can_happen_raises_and_does_not_hang() -> None:
 
     with pytest.raises(NothingWillHappenError, match="no timer is set"):
         VirtualTimeLoop().run_until_complete(main())
+
+
+def test_drawing_a_step_of_many_problems_does_not_hold_up_the_rest(tmp_path: Path) -> None:
+    """Encoding prompts takes time; answers that arrive meanwhile are passed on in between."""
+    pipeline = PipelineConfig(
+        prompts_per_step=50, rollouts_per_prompt=1, stage_barrier=False, max_staleness=1
+    )
+    schedule = Schedule(seed=1, pipeline=pipeline, method=MethodConfig(), num_steps=3)
+    trial = make_trial(schedule, RunFolder(tmp_path))
+    feed, answered = trial.pipeline._feed, True
+    original = feed.draw
+
+    def answer() -> None:
+        nonlocal answered
+        answered = True
+
+    def draw(num: int) -> tuple[Prompt, ...]:
+        nonlocal answered
+        assert (num, answered) == (1, True)
+        answered = False
+        asyncio.get_running_loop().call_soon(answer)
+        return original(num)
+
+    feed.draw = draw  # type: ignore[method-assign]
+    run(trial)
+    assert feed.num_drawn >= 150
