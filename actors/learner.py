@@ -108,9 +108,7 @@ class LearnerRank(Locatable):
     def find_master(self, host: str = "") -> tuple[str, int]:
         """An address and a free port on this node at which the ranks can meet; for rank 0.
 
-        Args:
-            host: of `meeting_host`: an address of this node, or empty for the one that Ray knows it by.
-
+        `host` is of `meeting_host`: an address of this node, or empty for the one that Ray knows it by.
         Raises `PlacementError` if the node has no such address.
         """
         return self._meeting.find_master(host)

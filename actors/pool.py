@@ -11,14 +11,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from actors.calls import call
 from actors.engine import EngineFailedError
 from actors.members import Life, Member, NamedActor, kill, locate
+from actors.pool_errors import gave_up, nonsense, too_many, too_slow
+from actors.pool_limits import PoolLimits
 from trd_ray.activity import RoleActivity
 from trd_ray.activity_records import Tally
 from trd_ray.balancer import Balancer
@@ -27,10 +29,9 @@ from trd_ray.errors import (
     ActorLostError,
     ActorTimeoutError,
     LearnerLostError,
-    RunFailedError,
     TrdRayError,
+    WeightSyncError,
     brief,
-    describe,
 )
 from trd_ray.outcomes import RejectReason
 from trd_ray.roles import Role
@@ -38,19 +39,6 @@ from trd_ray.roles import Role
 log = logging.getLogger(__name__)
 
 _PLACE_REPORT_S = 30.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class PoolLimits:
-    """Longest waits of a pool, in seconds, and how many requests a member holds."""
-
-    request_s: float
-    """For the answer to one request."""
-    start_s: float
-    """Until a member's process serves."""
-    replace_s: float
-    """Until a replacement serves, its weights included."""
-    num_slots: int
 
 
 class EnginePool:
@@ -131,7 +119,7 @@ class EnginePool:
             try:
                 await asyncio.wait_for(self._came_up.wait(), timeout_s)
             except TimeoutError as error:
-                raise self._too_slow(self._members[0], time.monotonic() - start) from error
+                raise too_slow(self._members[0], time.monotonic() - start, limit_s=timeout_s) from error
 
     async def start(self) -> None:
         """Wait until every member serves; once, before the first request. Raises as `call` does."""
@@ -172,7 +160,8 @@ class EnginePool:
 
         Raises what ended the last attempt, or the reason why there is no member left.
         """
-        for num_left in reversed(range(self._faults.max_attempts)):
+        num_left = self._faults.max_attempts
+        while True:
             with self._queue:
                 member = self._members[await self._balancer.acquire(num_tokens)]
             life = member.life
@@ -180,15 +169,18 @@ class EnginePool:
                 with self._watched[member.index].serving(stage):
                     answer = await self._call(member, method, send)
             except Exception as error:
-                await self._blame(member, error, life=life)
+                if not await self._blame(member, error, life=life):
+                    continue
+                num_left -= 1
                 if not num_left:
-                    raise
+                    raise gave_up(member, method, error, num_attempts=self._faults.max_attempts) from error
             else:
                 wrong = RejectReason.NONE if fault is None else fault(answer)
                 if wrong is RejectReason.NONE:
                     member.num_nonsense = 0
                     return answer
-                self._note_nonsense(member, self._nonsense(member, method, wrong))
+                self._note_nonsense(member, nonsense(member, method, wrong))
+                num_left -= 1
                 if not num_left:
                     return answer
             finally:
@@ -196,7 +188,6 @@ class EnginePool:
                 if life.number == member.life.number:
                     self._balancer.release(member.index, num_tokens)
             self._activity.count(Tally.RETRY)
-        raise AssertionError("unreachable: the last attempt returns or raises")
 
     async def _call(self, member: Member, method: str, send: Callable[[Any], Any]) -> Any:  # noqa: ANN401
         """One attempt. `lose` cancels the calling task to end it, which is turned into an error here."""
@@ -213,32 +204,26 @@ class EnginePool:
         finally:
             member.calls.discard(task)
 
-    async def _blame(self, member: Member, error: Exception, *, life: Life) -> None:
-        """What an attempt's error says about its member. Raises it if it says nothing."""
+    async def _blame(self, member: Member, error: Exception, *, life: Life) -> bool:
+        """What an attempt's error says about its member; False if it says nothing about the attempt, which a
+        push of weights has ended. Raises it if the request is at fault."""
         if life.number != member.life.number:
-            return  # the actor is gone already
+            return True  # the actor is gone already
         if isinstance(error, ActorLostError | ActorTimeoutError):
             self.lose(member, error)
         elif isinstance(error, EngineFailedError):
             # An engine that cannot serve has died, unless a push of weights has ended its requests.
             await self._not_pushing.wait()
-            if member.life == life:
-                self.lose(member, error)
+            if self._failure is not None:
+                raise self._failure
+            if member.life != life:
+                return False
+            self.lose(member, error)
         elif isinstance(error, TrdRayError | ValueError):
             raise error  # the request is at fault, at every member
         else:
             self._note_nonsense(member, error)
-
-    def _nonsense(self, member: Member, method: str, reason: RejectReason) -> RunFailedError:
-        return RunFailedError(
-            describe(
-                "an engine answers nonsense",
-                where=f"{member.actor.name}.{method}",
-                got=f"{reason.value}, {member.num_nonsense + 1} times in a row",
-                expected="finite logprobs of as many tokens as were asked for at most",
-                remedy=f"see the log of {member.actor.name}",
-            )
-        )
+        return True
 
     def _note_nonsense(self, member: Member, error: Exception) -> None:
         member.num_nonsense += 1
@@ -266,16 +251,20 @@ class EnginePool:
                     member.life = replace(member.life, num_pushes=member.life.num_pushes + 1)
                 self._not_pushing.set()
 
-    def has_weights(self, members: Sequence[Member]) -> None:
-        """These hold what the learner sent: replacements among them serve from now on."""
-        for member in members:
-            if member.is_up and not member.serves:
+    def has_weights(self, actors: Mapping[Member, NamedActor]) -> None:
+        """These actors hold what the learner sent: replacements among them serve from now on."""
+        for member, actor in actors.items():
+            if member.is_up and not member.serves and member.actor is actor:
                 member.serves = True
                 self._balancer.add(member.index)
 
-    def lose(self, member: Member, error: Exception) -> None:
-        """A member is dead or as good as dead: its requests go elsewhere, and it is replaced."""
-        if not member.is_up:
+    def lose(self, member: Member, error: Exception, *, actor: NamedActor | None = None) -> None:
+        """A member is dead or as good as dead: its requests go elsewhere, and it is replaced.
+
+        Args:
+            actor: whom the error is of; nothing is done if another one has taken its place since.
+        """
+        if not member.is_up or (actor is not None and member.actor is not actor):
             return
         member.is_up = member.serves = False
         member.lost_because = error
@@ -286,7 +275,8 @@ class EnginePool:
 
     def _replace_or_fail(self, member: Member, error: Exception) -> None:
         if self.num_restarts >= self._faults.max_restarts:
-            self._fail(self._too_many(member, error))
+            most = self._faults.max_restarts
+            self._fail(too_many(self.role, member, error, num_restarts=self.num_restarts, most=most))
             return
         self.num_restarts += 1
         log.warning(
@@ -305,46 +295,52 @@ class EnginePool:
         self._failure = error
         self._balancer.close(error)
         self._came_up.set()
-
-    def _too_many(self, member: Member, error: Exception) -> RunFailedError:
-        return RunFailedError(
-            describe(
-                f"a {self.role} failed once more than is put up with",
-                where=member.actor.name,
-                got=f"{self.num_restarts} restarts of {self.role}s in this run, then: {error}",
-                expected=f"at most {self._faults.max_restarts} (faults.max_restarts)",
-                remedy=f"see the log of {member.actor.name}; then --resume, which starts counting anew",
-            )
-        )
+        self._not_pushing.set()
 
     async def _replace(self, member: Member) -> None:
         start = time.monotonic()
+        with self._activity.down(self._watched[member.index].name):
+            if await self._bring_up(member) and await self._give_weights(member):
+                log.warning("%s serves again after %.1f s", member.actor.name, time.monotonic() - start)
+
+    async def _bring_up(self, member: Member) -> bool:
+        """Whether a new actor is up in the member's place."""
+        start = time.monotonic()
         try:
             async with asyncio.timeout(self._limits.replace_s) as limit:
-                with self._activity.down(self._watched[member.index].name):
-                    await self._bring_up(member, limit)
+                await kill(member.actor)
+                member.actor = self._create(member.index)
+                await self._find_place(member.actor, limit)
+                await self._start(member)
         except TrdRayError as error:
-            member.is_up = False
             self._replace_or_fail(member, error)
         except TimeoutError:
-            member.is_up = False
-            self._replace_or_fail(member, self._too_slow(member, time.monotonic() - start))
+            elapsed_s = time.monotonic() - start
+            self._replace_or_fail(member, too_slow(member, elapsed_s, limit_s=self._limits.replace_s))
         except Exception as error:  # noqa: BLE001 - nobody awaits this task: whoever waits for a member gets it
             self._fail(error)
         else:
-            log.warning("%s serves again after %.1f s", member.actor.name, time.monotonic() - start)
+            member.reborn()
+            self._came_up.set()
+            return True
+        return False
 
-    async def _bring_up(self, member: Member, limit: asyncio.Timeout) -> None:
-        await kill(member.actor)
-        member.actor = self._create(member.index)
-        await self._find_place(member.actor, limit)
-        await self._start(member)
-        member.reborn()
-        self._came_up.set()
+    async def _give_weights(self, member: Member) -> bool:
+        """Whether a new actor has the weights of the others. Has no limit of its own: every wait within has
+        one, and the learner may have to be brought back first."""
+        actor = member.actor
         if self._catch_up is None:
-            self.has_weights([member])
-        else:
+            self.has_weights({member: actor})
+            return True
+        try:
             await self._catch_up()
+        except (ActorLostError, ActorTimeoutError, WeightSyncError) as error:
+            self.lose(member, error, actor=actor)
+        except Exception as error:  # noqa: BLE001 - likewise: the learner cannot be had, and no engine can help
+            self._fail(error)
+        else:
+            return True
+        return False
 
     async def _find_place(self, actor: NamedActor, limit: asyncio.Timeout) -> None:
         """Wait until the actor's process runs; `limit` starts anew as long as another member is up.
@@ -375,17 +371,6 @@ class EnginePool:
             else:
                 actor.has_place = True
 
-    def _too_slow(self, member: Member, elapsed_s: float) -> ActorTimeoutError:
-        return ActorTimeoutError(
-            describe(
-                "a replacement took too long",
-                where=f"{member.actor.name}: start and weights",
-                got=f"not ready after {elapsed_s:.0f} s",
-                expected=f"ready within {self._limits.replace_s:.0f} s",
-                remedy=f"see the log of {member.actor.name}; raise timeouts.start_s if it is only slow",
-            )
-        )
-
     async def _watch(self) -> None:
         """Consumes: time. Produces: lost members. Waits for: their answers, each within its limit."""
         while True:
@@ -394,6 +379,8 @@ class EnginePool:
 
     async def _ping(self, member: Member) -> None:
         life = member.life
+        if not self._not_pushing.is_set():
+            return  # a push has limits of its own, and its end says who is to blame
         try:
             await call(
                 member.actor.handle.ping.remote(),

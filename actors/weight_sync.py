@@ -28,7 +28,7 @@ from trd_ray.weights import WeightManifest
 _MIB = 2**20
 # The ends limit each of their waits themselves, and name the culprit. A push has several of them in a
 # row (begin, broadcast, load, resume); the driver's limit is only a last resort.
-_WAITS_PER_PUSH = 4
+WAITS_PER_PUSH = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +51,8 @@ class _Group:
     connected: tuple[NamedActor, ...] = ()
     """Who is in the transfer group: rank 0, then the engines. Empty if there is none."""
     manifest: WeightManifest | None = None
+    was_pushed: bool = False
+    """Its engines no longer hold what they started with."""
     report: SyncReport | None = None
     """Of the last push that succeeded."""
 
@@ -94,7 +96,7 @@ class RayWeightSync:
 
     @property
     def _limit_s(self) -> float:
-        return _WAITS_PER_PUSH * self._timeout_s
+        return WAITS_PER_PUSH * self._timeout_s
 
     async def push(self, policy_version: int) -> SyncReport:
         """Send the learner's weights to every generator, and compare what they loaded; likewise the
@@ -115,10 +117,11 @@ class RayWeightSync:
         if self._teachers is not None:
             version = await self._teacher_version()
             # An engine starts from the folder that holds the teacher of step 0.
-            if version or self._teachers.report is not None:
+            if version or self._teachers.was_pushed:
                 await self._push_until_done(self._teachers, lambda: self._learners()[:1], version)
             else:
-                self._teachers.options.pool.has_weights(self._teachers.options.pool.up)
+                pool = self._teachers.options.pool
+                pool.has_weights({member: member.actor for member in pool.up})
         return dataclasses.replace(report, sync_s=time.perf_counter() - start)
 
     async def _teacher_version(self) -> int:
@@ -139,55 +142,66 @@ class RayWeightSync:
     ) -> SyncReport:
         """Push to all engines of the group that are up, without those that are lost on the way."""
         pool = group.options.pool
-        for is_last in [False] * (self._max_tries - 1) + [True]:
-            await pool.some_member_up(timeout_s=self._replace_s)
-            if group.report is not None and group.report.policy_version == version and pool.all_serve:
-                # A replacement came up while the others were pushed to, and got its weights with them.
-                return group.report
-            async with pool.pushing():
+        if group.report is not None and group.report.policy_version == version and pool.all_serve:
+            # A replacement came up while the others were pushed to, and got its weights with them.
+            return group.report
+        # What the engines hold is not known before a try has succeeded.
+        group.report, group.was_pushed = None, True
+        async with pool.pushing():
+            for is_last in [False] * (self._max_tries - 1) + [True]:
+                await pool.some_member_up(timeout_s=self._replace_s)
+                actors = {member: member.actor for member in pool.up}
                 try:
-                    group.report = await self._try_push(group, senders(), version)
+                    group.report = await self._try_push(group, actors, senders(), version)
                 except _BrokenPushError as broken:
-                    group.connected = ()
                     for member, error in broken.lost.items():
-                        pool.lose(member, error)
+                        pool.lose(member, error, actor=actors[member])
                     if is_last:
                         raise broken.error from None
                 else:
                     return group.report
+                finally:
+                    if group.report is None:
+                        group.connected = ()
         raise AssertionError("unreachable: the last try returns or raises")
 
-    async def _try_push(self, group: _Group, senders: Sequence[NamedActor], version: int) -> SyncReport:
-        """One try. Raises `_BrokenPushError`, or what no other try would change."""
-        members = group.options.pool.up
-        await self._connect(group, members)
+    async def _try_push(
+        self,
+        group: _Group,
+        actors: Mapping[Member, NamedActor],
+        senders: Sequence[NamedActor],
+        version: int,
+    ) -> SyncReport:
+        """One try, with the actors that are in the members' places as it begins. Raises `_BrokenPushError`,
+        or what no other try would change."""
+        await self._connect(group, actors)
         assert group.manifest is not None  # connected
         which, dtype = group.options.which.value, group.options.dtype
         result = await self._joint(
             "push_weights, update_weights",
             [(sender, sender.handle.push_weights.remote(which, dtype)) for sender in senders],
             {
-                member: member.actor.handle.update_weights.remote(group.manifest, version, self._timeout_s)
-                for member in members
+                member: actor.handle.update_weights.remote(group.manifest, version, self._timeout_s)
+                for member, actor in actors.items()
             },
         )
         report: SyncReport = result.of_learners[0]
         self._check_version(report, version)
         if self._config.verify:
-            await self._verify(group, members, report)
-        group.options.pool.has_weights(members)
+            await self._verify(group, actors, report)
+        group.options.pool.has_weights(actors)
         return report
 
-    async def _connect(self, group: _Group, members: Sequence[Member]) -> None:
+    async def _connect(self, group: _Group, actors: Mapping[Member, NamedActor]) -> None:
         """Bring rank 0 and the engines into a transfer group, unless these very ones are in one."""
         first, which = self._learners()[0], group.options.which.value
-        wanted = (first, *(member.actor for member in members))
+        wanted = (first, *actors.values())
         if group.connected == wanted:
             return
         group.connected = ()
         receivers = [
-            Receiver(name=member.actor.name, num_workers=group.options.workers_per_actor)
-            for member in members
+            Receiver(name=actor.name, num_workers=group.options.workers_per_actor)
+            for actor in actors.values()
         ]
         listening = first.handle.listen_for_receivers.remote(
             which,
@@ -199,8 +213,8 @@ class RayWeightSync:
         )
         endpoints = (await self._joint("listen_for_receivers", [(first, listening)], {})).of_learners[0]
         joining = {
-            member: member.actor.handle.init_weight_transfer.remote(endpoint)
-            for member, endpoint in zip(members, endpoints, strict=True)
+            member: actor.handle.init_weight_transfer.remote(endpoint)
+            for (member, actor), endpoint in zip(actors.items(), endpoints, strict=True)
         }
         connecting = first.handle.connect_receivers.remote(which)
         await self._joint("connect_receivers, init_weight_transfer", [(first, connecting)], joining)
@@ -216,12 +230,15 @@ class RayWeightSync:
             raise _BrokenPushError(result.error, result.lost)
         return result
 
-    async def _verify(self, group: _Group, members: Sequence[Member], report: SyncReport) -> None:
+    async def _verify(self, group: _Group, actors: Mapping[Member, NamedActor], report: SyncReport) -> None:
         """Raises `WeightSyncError` if every engine holds other weights: then it is no engine's fault."""
         result = await self._joint(
             "weight_checksum",
             [],
-            {member: member.actor.handle.weight_checksum.remote(self._timeout_s) for member in members},
+            {
+                member: actor.handle.weight_checksum.remote(self._timeout_s)
+                for member, actor in actors.items()
+            },
         )
         wrong = {m: checksum for m, checksum in result.of_members.items() if checksum != report.checksum}
         if not wrong:
@@ -236,7 +253,7 @@ class RayWeightSync:
                 "otherwise than it stores it: run trd-ray doctor",
             )
         )
-        if len(wrong) == len(members):
+        if len(wrong) == len(actors):
             raise error
         raise _BrokenPushError(error, dict.fromkeys(wrong, error))
 

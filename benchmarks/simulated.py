@@ -26,7 +26,8 @@ import numpy as np
 from actors.engine import SamplingOptions
 from actors.handles import RayGenerators, RayTeachers
 from actors.members import NamedActor
-from actors.pool import EnginePool, PoolLimits
+from actors.pool import EnginePool
+from actors.pool_limits import PoolLimits
 from trd_ray.activity import RoleActivity
 from trd_ray.assembly import Roles, RunInputs, read_inputs
 from trd_ray.config import TrdConfig
@@ -269,7 +270,7 @@ class WaitingSync:
     async def push(self, policy_version: int) -> SyncReport:
         async with self.pool.pushing():
             await self.learner.work(self.seconds)
-            self.pool.has_weights(self.pool.up)
+            self.pool.has_weights({member: member.actor for member in self.pool.up})
         self.version = policy_version
         return SyncReport(
             policy_version=policy_version, num_parameters=1, num_bytes=4, checksum="0" * 64, sync_s=0.0

@@ -10,6 +10,7 @@ from launch.consoles import console, show
 from launch.preflight import check_run, check_without_inputs
 from trd_ray.config import TrdConfig
 from trd_ray.config_loader import dump_config
+from trd_ray.log_size import log_bytes_per_step
 from trd_ray.memory_checks import memory_checks
 from trd_ray.memory_plan import RoleMemory, memory_plan
 from trd_ray.models import model_facts
@@ -42,6 +43,7 @@ def show_plan(config: TrdConfig, *, no_ray: bool) -> None:
             f"not on this machine: {', '.join(missing)}. Planned with its published figures; tokenizers, "
             "chat template and data are checked when the run is started.\n"
         )
+    show(f"buffer log: {_log_words(log_bytes_per_step(config, teacher=facts[1]))}\n")
     if no_ray:
         show("placement: one process, no Ray")
         return
@@ -55,6 +57,12 @@ def show_plan(config: TrdConfig, *, no_ray: bool) -> None:
 
 def _models(config: TrdConfig) -> tuple[str, ...]:
     return tuple(dict.fromkeys((config.student.model, config.teacher_model)))
+
+
+def _log_words(num_bytes: int) -> str:
+    if num_bytes == 0:
+        return "none (pipeline.log_targets=false)"
+    return f"at most {num_bytes / _MIB:,.1f} MiB a step on disk, with every answer as long as it may be"
 
 
 def _memory_table(roles: Sequence[RoleMemory]) -> Table:

@@ -19,9 +19,10 @@ from actors.learner_senders import Which
 from actors.meeting_place import meeting_host
 from actors.members import NamedActor, kill
 from actors.placement import gpu_ids, reserve
-from actors.pool import EnginePool, PoolLimits
+from actors.pool import EnginePool
+from actors.pool_limits import PoolLimits
 from actors.turns import RayTenant, ray_turns
-from actors.weight_sync import PushGroup, RayWeightSync
+from actors.weight_sync import WAITS_PER_PUSH, PushGroup, RayWeightSync
 from launch.ray_actors import REAL_ACTORS, ActorClasses, ActorMaker
 from trd_ray.activity import RoleActivity
 from trd_ray.activity_records import LEARNER
@@ -41,7 +42,6 @@ log = logging.getLogger(__name__)
 _SHUTDOWN_S = 30.0
 # One batch computes while another waits at the engine, so that it never runs dry.
 _SLOTS_PER_SEQUENCE = 2
-_PUSH_WAITS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +185,7 @@ def _pool(
             request_s=limits.generate_s,
             start_s=limits.start_s,
             # It may have to wait for a step of the learner and for a push before it gets its own.
-            replace_s=limits.start_s + limits.learn_s + _PUSH_WAITS * limits.sync_s,
+            replace_s=limits.start_s + limits.learn_s + WAITS_PER_PUSH * limits.sync_s,
             num_slots=_SLOTS_PER_SEQUENCE * engine.max_num_seqs,
         ),
         faults=_faults(config),

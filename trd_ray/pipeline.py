@@ -30,7 +30,7 @@ from trd_ray.buffer import TrajectoryBuffer
 from trd_ray.choices import Reward
 from trd_ray.collector import StepCollector
 from trd_ray.config import TrdConfig
-from trd_ray.errors import DiskError, RunFailedError, TrdRayError, brief, describe
+from trd_ray.errors import DiskError, RunFailedError, brief, describe
 from trd_ray.evaluator import Evaluator
 from trd_ray.feed import PromptFeed
 from trd_ray.garbage import few_collections
@@ -165,13 +165,16 @@ class Pipeline:
                 await self._steps()
         except DiskError:
             raise  # there is no room for a checkpoint either
-        except TrdRayError:
+        except Exception:
             await self._checkpoint_after_failure()
             raise
         finally:
             await _ended(self._producing)
         if self._stop.is_set():
             await self._checkpoint()
+        if not self._producing.cancelled():
+            # A stop that came first must not hide it.
+            self._producing.result()
         self._ledger.count.require_whole()
         unfinished = self._learner_step < self._config.run.num_steps or self._evaluation_was_cut
         return RunResult(learner_step=self._learner_step, interrupted=unfinished)
@@ -227,10 +230,17 @@ class Pipeline:
         ended: tuple[Trajectory, ...] = ()
         for _ in range(_MOST_ROUNDS):
             ended += await self._gather_round()
+            if self._more_of_the_step(len(ended)):
+                continue
             if any(t.outcome is Outcome.CONSUMED for t in ended) or is_broken(ended, self._config.pipeline):
                 break
             self._draw_further(self._config.pipeline.trajectories_per_step)
         return self._ledger.order(ended)
+
+    def _more_of_the_step(self, num_ended: int) -> bool:
+        """Without staleness all that is pending belongs to the step in hand: after a resume that may be
+        several rounds, of which none may be left for the next step."""
+        return self._config.pipeline.max_staleness == 0 and self._ledger.count.num_pending > num_ended
 
     async def _gather_round(self) -> tuple[Trajectory, ...]:
         """As many fresh trajectories as a step has, and those that were dropped meanwhile."""
@@ -338,8 +348,9 @@ class Pipeline:
         """What is learnt must not be lost because another role failed. The failure itself is the news, also
         if the learner is what failed."""
         try:
+            self._ledger.count.require_whole()
             await self._checkpoint()
-        except (TrdRayError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - the failure before it is what the caller must see
             log.warning("no checkpoint after the failure: %s", brief(error))
 
     def _run_state(self) -> RunState:

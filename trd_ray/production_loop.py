@@ -59,7 +59,7 @@ class ProductionLoop:
         self._changed.set()
 
     def again(self, prompts: Sequence[Prompt]) -> None:
-        """Make pending prompts once more, before any other; they begin together."""
+        """Make pending prompts once more, before any that are drawn later; they begin together."""
         if prompts:
             self._again.append(tuple(prompts))
             self._changed.set()

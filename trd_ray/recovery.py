@@ -78,6 +78,8 @@ class RecoveringLearner:
         self._down = down
         self._turn = asyncio.Lock()
         self._version = 0
+        # Set while the ranks are not what they should be: nothing may use or save them then.
+        self._lost: LearnerLostError | None = None
         self.num_restarts = 0
 
     async def learn(self, batch: TrainingBatch) -> LearnerStep:
@@ -106,10 +108,12 @@ class RecoveringLearner:
 
     async def _surviving(self, work: Callable[[], Awaitable[T]]) -> T:
         while True:
+            if self._lost is not None:
+                await self._recover(self._lost)
             try:
                 return await work()
             except LearnerLostError as error:
-                await self._recover(error)
+                self._lost = error
 
     async def _recover(self, error: LearnerLostError) -> None:
         """Bring the ranks back to `_version`; tries again if they are lost while that is done."""
@@ -128,8 +132,9 @@ class RecoveringLearner:
                     await self._restart()
                     await self._replay()
             except LearnerLostError as again:
-                error = again
+                self._lost = error = again
             else:
+                self._lost = None
                 return
 
     async def _replay(self) -> None:

@@ -6,8 +6,8 @@ from enum import StrEnum
 
 
 class Role(StrEnum):
-    """What an actor does."""
+    """What an actor does; in the order in which a trajectory meets them."""
 
-    LEARNER = "learner"
     GENERATOR = "generator"
     TEACHER = "teacher"
+    LEARNER = "learner"

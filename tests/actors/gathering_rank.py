@@ -78,7 +78,7 @@ def run_rank(rank: int, world_size: int, port: int, folder: Path) -> None:
     # A rank that had left a collective out would answer this one with another bucket's weights, or never.
     seen.after_failure = learner.checksum("float32")
     torch.save(vars(seen), folder / f"gathering_{rank}.pt")
-    learner.close()
+    learner.shutdown()
 
 
 def at_once(named: Iterator[tuple[str, torch.Tensor]]) -> None:

@@ -17,7 +17,8 @@ from actors.calls import call, call_all
 from actors.handles import RayGenerators, RayTeachers, sampling_options
 from actors.members import NamedActor
 from actors.placement import reserve
-from actors.pool import EnginePool, PoolLimits
+from actors.pool import EnginePool
+from actors.pool_limits import PoolLimits
 from tests.fakes import completion
 from trd_ray.activity import RoleActivity
 from trd_ray.config import (

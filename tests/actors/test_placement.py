@@ -17,7 +17,7 @@ from actors.engine_sleep import change_residence
 from actors.members import NamedActor
 from actors.placement import actor_options, gpu_ids, reserve
 from actors.turns import RayTenant, ray_turns
-from launch.wiring_ray import engine_options
+from launch.ray_actors import engine_options
 from tests.unit.test_placement_plan import on_gpus
 from trd_ray.choices import Device, PlacementMode
 from trd_ray.config import EngineConfig, PlacementConfig, TrdConfig

@@ -16,7 +16,8 @@ import ray
 from actors.engine import EngineFailedError
 from actors.handles import RayGenerators
 from actors.members import Locatable, NamedActor, locate
-from actors.pool import EnginePool, PoolLimits
+from actors.pool import EnginePool
+from actors.pool_limits import PoolLimits
 from tests.fakes import completion
 from trd_ray.activity import RoleActivity
 from trd_ray.activity_records import Tally
@@ -259,7 +260,7 @@ async def test_a_replacement_serves_only_when_it_has_the_weights():
 
     async def catch_up() -> None:
         await may_catch_up.wait()
-        rig.pool.has_weights(rig.pool.up)
+        rig.pool.has_weights({member: member.actor for member in rig.pool.up})
 
     rig.pool.follow_weights(catch_up)
     async with rig.running():

@@ -19,7 +19,8 @@ from actors.learner import LearnerRankActor
 from actors.learner_group import RayLearner
 from actors.learner_senders import Which
 from actors.members import NamedActor
-from actors.pool import EnginePool, PoolLimits
+from actors.pool import EnginePool
+from actors.pool_limits import PoolLimits
 from actors.weight_sync import PushGroup, RayWeightSync
 from actors.weight_transfer import WeightEndpoint
 from tests.actors.test_weight_transfer import join, receive

@@ -600,3 +600,67 @@ async def test_a_push_that_fails_leaves_a_checkpoint_of_the_step_that_was_learnt
     assert again.sync.pushed == [2, 3]
     keys = [(r.prompt_id, r.epoch, r.sample_index) for r in read_trajectories(run.folder.trajectories)]
     assert len(keys) == len(set(keys)) == 3 * 4
+
+
+async def test_a_stop_while_a_step_draws_further_problems_leaves_nothing_that_is_too_old(tmp_path: Path):
+    gate = RefineGateConfig(kind=RefineGate.ACCEPT_CORRECT)
+    method = MethodConfig(refine_gate=gate)
+    first = make_run(tmp_path, name="parts", method=method)
+    first.teacher.rewrite = lambda: completion("bad")
+    stopped = asyncio.Event()
+    generate = first.generator.generate
+
+    async def until_the_second_round(prompt, sampling):
+        if len(first.generator.asked) >= 4:
+            first.generator.asked.append(prompt)
+            if len(first.generator.asked) == 8:
+                first.pipeline.request_stop()
+            await stopped.wait()
+        return await generate(prompt, sampling)
+
+    first.generator.generate = until_the_second_round  # type: ignore[method-assign]
+    async with asyncio.timeout(10):
+        assert (await first.pipeline.run()).learner_step == 0
+
+    second = make_run(tmp_path, name="parts", open_existing=True, method=method)
+    checkpoint = second.folder.latest_checkpoint()
+    assert checkpoint is not None
+    async with asyncio.timeout(10):
+        await second.pipeline.run(resume_from=checkpoint.path)
+    assert [m.num_trajectories for m in second.observer.steps] == [8, 4, 4]
+
+
+async def test_a_failure_of_production_is_told_also_where_a_stop_came_first(tmp_path: Path):
+    run = make_run(tmp_path, pipeline=ONE_AHEAD)
+    learn = run.learner.learn
+
+    async def learn_meanwhile(batch):
+        def broken(prompt):
+            raise RunFailedError("no generator is left")
+
+        run.generator.answer = broken
+        run.pipeline._production.allow(99)
+        run.pipeline.request_stop()
+        for _ in range(50):
+            await asyncio.sleep(0.001)
+        return await learn(batch)
+
+    run.learner.learn = learn_meanwhile  # type: ignore[method-assign]
+    with pytest.raises(RunFailedError, match="no generator is left"):
+        await run.pipeline.run()
+    assert run.folder.latest_checkpoint() is not None
+
+
+async def test_an_error_that_nobody_foresaw_leaves_a_checkpoint_too(tmp_path: Path):
+    run = make_run(tmp_path, run=RunConfig(dir=str(tmp_path / "run"), num_steps=3, checkpoint_every=0))
+
+    def answer(prompt: Prompt):
+        if run.learner.policy_version == 1:
+            raise ZeroDivisionError("engine")
+        return completion("wrong")
+
+    run.generator.answer = answer
+    with pytest.raises(ZeroDivisionError, match="engine"):
+        await run.pipeline.run()
+    checkpoint = run.folder.latest_checkpoint()
+    assert checkpoint is not None and checkpoint.learner_step == 1

@@ -154,6 +154,42 @@ async def test_without_a_log_the_run_ends_and_says_how_to_go_on(tmp_path: Path):
         await learner.learn(batch(2))
 
 
+async def test_a_learner_that_was_not_brought_back_is_never_saved_as_if_it_were(tmp_path: Path):
+    rig = Rig(RunFolder.create(tmp_path), dies=dies_at(2))
+    learner = rig.recovering()
+    await learner.learn(batch(1))
+    for _ in range(2):
+        with pytest.raises(RunFailedError, match="log_targets=true"):
+            await learner.learn(batch(2))
+    with pytest.raises(RunFailedError):
+        await learner.save(tmp_path)
+    assert not (tmp_path / "fake.txt").exists(), "the ranks are alive, with the weights of step 0"
+
+
+async def test_a_recovery_that_was_cancelled_is_made_again_before_anything_else(tmp_path: Path):
+    rig = Rig(RunFolder.create(tmp_path), log=Log(2), dies=dies_at(3))
+    learner = rig.recovering()
+    for step in (1, 2):
+        await learner.learn(batch(step))
+    restart, hang = rig.restart, asyncio.Event()
+
+    async def slow() -> None:
+        await restart()
+        if rig.num_restarted == 1:
+            await hang.wait()
+
+    learner._restart = slow
+    step = asyncio.create_task(learner.learn(batch(3)))
+    async with asyncio.timeout(5):
+        while rig.num_restarted < 1:
+            await asyncio.sleep(0)
+    step.cancel()
+    await asyncio.wait({step})
+    await learner.catch_up()
+    assert taught(rig) == [(1, 1), (2, 2)]
+    assert (rig.sync.pushed, rig.num_restarted) == ([2], 2)
+
+
 async def test_a_replacement_gets_weights_between_steps_and_never_within_one(tmp_path: Path):
     rig = Rig(RunFolder.create(tmp_path), log=Log(0))
     learner = rig.recovering()
