@@ -55,6 +55,8 @@ class _Group:
     """Its engines no longer hold what they started with."""
     report: SyncReport | None = None
     """Of the last push that succeeded."""
+    num_pushed: int = 0
+    """Pushes since its members met."""
 
 
 class RayWeightSync:
@@ -99,8 +101,8 @@ class RayWeightSync:
         return WAITS_PER_PUSH * self._timeout_s
 
     async def push(self, policy_version: int) -> SyncReport:
-        """Send the learner's weights to every generator, and compare what they loaded; likewise the
-        teacher's to every teacher, if they have moved since the last time.
+        """Send the learner's weights to every generator, and compare what they loaded where that is due;
+        likewise the teacher's to every teacher, if they have moved since the last time.
 
         Returns:
             What the student's push did; the time is that of both.
@@ -187,8 +189,10 @@ class RayWeightSync:
         )
         report: SyncReport = result.of_learners[0]
         self._check_version(report, version)
-        if self._config.verify:
+        every = self._config.verify_every
+        if every and group.num_pushed % every == 0:
             await self._verify(group, actors, report)
+        group.num_pushed += 1
         group.options.pool.has_weights(actors)
         return report
 
@@ -220,7 +224,7 @@ class RayWeightSync:
         await self._joint("connect_receivers, init_weight_transfer", [(first, connecting)], joining)
         manifest = first.handle.manifest.remote(group.options.dtype)
         group.manifest = (await self._joint("manifest", [(first, manifest)], {})).of_learners[0]
-        group.connected = wanted
+        group.connected, group.num_pushed = wanted, 0
 
     async def _joint(
         self, method: str, learners: Sequence[tuple[NamedActor, Any]], members: Mapping[Member, Any]

@@ -110,7 +110,7 @@ def self_teaching(config: TrdConfig) -> TrdConfig:
         method=method,
         teacher=dataclasses.replace(config.teacher, score=ScoreMethod.HIDDEN),
         learner=dataclasses.replace(config.learner, optimizer=optimizer),
-        weight_sync=dataclasses.replace(config.weight_sync, verify=True),
+        weight_sync=dataclasses.replace(config.weight_sync, verify_every=1),
     )
 
 

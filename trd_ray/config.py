@@ -586,11 +586,14 @@ class WeightSyncConfig:
     bucket_mib: int = 8
     """Weights sent at once, in MiB; while one bucket travels the next is filled and the last is loaded.
     8 stays in a CPU's cache. 1 or more."""
-    verify: bool = True
-    """Compare checksums of the generators' loaded weights with the learner's after each push."""
+    verify_every: int = 20
+    """Read the engines' weights back and compare them with the learner's after the first push to them and
+    each so many-th from there: 1 each, 0 never. What travels is compared by checksum at every push; this
+    finds an engine that loads it wrongly, and costs a CPU engine a forward pass."""
 
     def __post_init__(self) -> None:
         require_at_least("weight_sync.bucket_mib", self.bucket_mib, 1)
+        require_at_least("weight_sync.verify_every", self.verify_every, 0)
 
     @property
     def finds_host(self) -> bool:

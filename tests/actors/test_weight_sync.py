@@ -57,6 +57,7 @@ class Receiver:
         self.versions: list[int] = []
         self.weights: dict[str, torch.Tensor] = {}
         self.lies = False
+        self.num_asked = 0
 
     def init_weight_transfer(self, endpoint: WeightEndpoint) -> None:
         self.endpoint = endpoint
@@ -68,13 +69,17 @@ class Receiver:
         self.versions.append(policy_version)
 
     def weight_checksum(self, timeout_s: float) -> str:
+        self.num_asked += 1
         return "0" * 64 if self.lies else checksum_named(self.weights.items())
 
     def seen(self) -> tuple[list[int], dict[str, np.ndarray]]:
         return self.versions, {name: tensor.numpy() for name, tensor in self.weights.items()}
 
-    def lie(self) -> None:
-        self.lies = True
+    def lie(self, lies: bool) -> None:
+        self.lies, self.num_asked = lies, 0
+
+    def asked(self) -> int:
+        return self.num_asked
 
 
 @dataclass
@@ -98,13 +103,13 @@ class Rig:
         )  # fmt: skip
         return NamedActor(name="learner-0", handle=handle)
 
-    async def connect(self, first: NamedActor) -> tuple[RayLearner, RayWeightSync]:
+    async def connect(self, first: NamedActor, *, verify_every: int = 1) -> tuple[RayLearner, RayWeightSync]:
         learner = RayLearner(
             [first], create=never, host=lambda: "127.0.0.1", start_s=LIMIT_S, timeout_s=LIMIT_S
         )
         await learner.setup()
         sync = RayWeightSync(
-            WeightSyncConfig(bucket_mib=1),
+            WeightSyncConfig(bucket_mib=1, verify_every=verify_every),
             learners=lambda: learner.ranks,
             address=lambda: learner.address,
             generators=push_group(Which.STUDENT, self.generator),
@@ -205,11 +210,25 @@ async def test_merged_weights_reach_the_engine_and_a_teacher_that_moved_reaches_
     assert all(np.array_equal(again[name], weights[name]) for name in weights)
 
     # One that holds other weights than were sent is named.
-    await rig.teacher.handle.lie.remote()
+    await rig.teacher.handle.lie.remote(True)
     await learner.learn(batch(4))
     with pytest.raises(WeightSyncError, match=r"(?s)push of the teacher's weights, version 4.*teacher-0"):
         await sync.push(4)
     await _end(resumed)
+
+
+async def test_weights_are_read_back_at_the_first_push_and_at_each_so_many_th(rig: Rig) -> None:
+    await rig.teacher.handle.lie.remote(False)
+    first = rig.learner()
+    learner, sync = await rig.connect(first, verify_every=2)
+    asked = []
+    for step in range(1, 7):
+        # The teacher moves, and is pushed, every second step.
+        await learner.learn(batch(step))
+        await sync.push(step)
+        asked.append(await rig.teacher.handle.asked.remote())
+    assert asked == [0, 1, 1, 1, 1, 2]
+    await _end(first)
 
 
 async def _end(learner: NamedActor) -> None:

@@ -168,7 +168,7 @@ def test_two_learner_ranks_and_two_generators_verify_every_push(
             "learner.resources.cpus=0.25",
             "generator.num_actors=2",
             "generator.resources.cpus=0.25",
-            "weight_sync.verify=true",
+            "weight_sync.verify_every=1",
             'data.eval=""',
         )
     )

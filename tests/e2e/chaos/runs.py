@@ -198,7 +198,7 @@ def command(fault: Fault, run_dir: Path) -> list[str]:
         f"pipeline.stage_barrier={'false' if fault.max_staleness else 'true'}",
         f"timeouts.generate_s={GENERATE_S}", f"timeouts.learn_s={LEARN_S}", f"timeouts.sync_s={SYNC_S}",
         f"timeouts.start_s={START_S}", "faults.heartbeat_s=1", f"faults.heartbeat_timeout_s={HEARTBEAT_S}",
-        "ray.object_store_gib=0.2", "weight_sync.verify=true",
+        "ray.object_store_gib=0.2", "weight_sync.verify_every=1",
     ]  # fmt: skip
 
 
