@@ -184,8 +184,9 @@ async def test_calls_of_a_teacher_wait_for_its_slots_and_time_out_by_name():
     os.kill(pid, signal.SIGSTOP)
     two = np.zeros(2, dtype=np.int32)
     try:
-        with pytest.raises(RunFailedError, match=r"teacher-5\.verify[\s\S]*no answer after 1 s"):
+        with pytest.raises(RunFailedError, match=r"teacher-5\.verify[\s\S]*no answer after 1 s") as caught:
             await teachers.verify(two, two, top_k=1, temperature=0.0, seed=0)
+        assert isinstance(caught.value.__cause__, ActorTimeoutError)
     finally:
         os.kill(pid, signal.SIGKILL)
 

@@ -76,7 +76,7 @@ class Receiver:
         return self.versions, {name: tensor.numpy() for name, tensor in self.weights.items()}
 
     def lie(self, lies: bool) -> None:
-        self.lies, self.num_asked = lies, 0
+        self.lies = lies
 
     def asked(self) -> int:
         return self.num_asked
@@ -221,12 +221,12 @@ async def test_weights_are_read_back_at_the_first_push_and_at_each_so_many_th(ri
     await rig.teacher.handle.lie.remote(False)
     first = rig.learner()
     learner, sync = await rig.connect(first, verify_every=2)
-    asked = []
+    before, asked = await rig.teacher.handle.asked.remote(), []
     for step in range(1, 7):
         # The teacher moves, and is pushed, every second step.
         await learner.learn(batch(step))
         await sync.push(step)
-        asked.append(await rig.teacher.handle.asked.remote())
+        asked.append(await rig.teacher.handle.asked.remote() - before)
     assert asked == [0, 1, 1, 1, 1, 2]
     await _end(first)
 

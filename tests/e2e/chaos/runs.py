@@ -95,9 +95,9 @@ def rehearse(fault: Fault, folder: Path) -> Result:
     result = Result(fault=fault)
     start = time.monotonic()
     with _small_disk(run_dir) if fault.kind is Kind.FULL_DISK else contextlib.nullcontext():
-        _to_the_end(fault, folder, result)
+        ended = _to_the_end(fault, folder, result)
         result.seconds = round(time.monotonic() - start, 1)
-        if not result.problems:
+        if ended:
             try:
                 _check(folder, result)
             except (TrdRayError, ValueError, OSError) as error:
@@ -107,7 +107,8 @@ def rehearse(fault: Fault, folder: Path) -> Result:
     return result
 
 
-def _to_the_end(fault: Fault, folder: Path, result: Result) -> None:
+def _to_the_end(fault: Fault, folder: Path, result: Result) -> bool:
+    """Start and resume the driver; False if it never ended well, so that there is nothing to check."""
     run_dir, texts = folder / "run", []
     for number in range(1, _MOST_ATTEMPTS + 1):
         attempt = _attempt(fault, folder, number=number)
@@ -117,12 +118,12 @@ def _to_the_end(fault: Fault, folder: Path, result: Result) -> None:
         result.problems += [f"orphan of attempt {number}: {name}" for name in attempt.orphans]
         if attempt.code is None:
             result.problems.append(f"attempt {number} did not end within {attempt.seconds:.0f} s")
-            return
+            return False
         if attempt.code == 0:
             break
         if number == _MOST_ATTEMPTS:
             result.problems.append(f"attempt {number} ended with {attempt.code}: {attempt.text[-500:]}")
-            return
+            return False
         result.resumes += 1
         result.problems += _unexpected(fault, attempt, number=number)
         if number == 1:
@@ -136,6 +137,7 @@ def _to_the_end(fault: Fault, folder: Path, result: Result) -> None:
     result.outcome = Outcome.SURVIVED
     if result.resumes:
         result.outcome = Outcome.RESUMED if fault.ends_driver else Outcome.SAID_SO
+    return True
 
 
 def _unexpected(fault: Fault, attempt: Attempt, *, number: int) -> list[str]:
