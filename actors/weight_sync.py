@@ -180,7 +180,8 @@ class RayWeightSync:
         assert group.manifest is not None  # connected
         which, dtype = group.options.which.value, group.options.dtype
         result = await self._joint(
-            "push_weights, update_weights",
+            "push_weights",
+            "update_weights",
             [(sender, sender.handle.push_weights.remote(which, dtype)) for sender in senders],
             {
                 member: actor.handle.update_weights.remote(group.manifest, version, self._timeout_s)
@@ -215,21 +216,32 @@ class RayWeightSync:
             bucket_bytes=self._config.bucket_mib * _MIB,
             timeout_s=self._timeout_s,
         )
-        endpoints = (await self._joint("listen_for_receivers", [(first, listening)], {})).of_learners[0]
+        endpoints = (await self._joint("listen_for_receivers", "", [(first, listening)], {})).of_learners[0]
         joining = {
             member: actor.handle.init_weight_transfer.remote(endpoint)
             for (member, actor), endpoint in zip(actors.items(), endpoints, strict=True)
         }
         connecting = first.handle.connect_receivers.remote(which)
-        await self._joint("connect_receivers, init_weight_transfer", [(first, connecting)], joining)
+        await self._joint("connect_receivers", "init_weight_transfer", [(first, connecting)], joining)
         manifest = first.handle.manifest.remote(group.options.dtype)
-        group.manifest = (await self._joint("manifest", [(first, manifest)], {})).of_learners[0]
+        group.manifest = (await self._joint("manifest", "", [(first, manifest)], {})).of_learners[0]
         group.connected, group.num_pushed = wanted, 0
 
     async def _joint(
-        self, method: str, learners: Sequence[tuple[NamedActor, Any]], members: Mapping[Member, Any]
+        self,
+        rank_method: str,
+        member_method: str,
+        learners: Sequence[tuple[NamedActor, Any]],
+        members: Mapping[Member, Any],
     ) -> JointResult:
-        result = await joint_call(method, learners, members, timeout_s=self._timeout_s, limit_s=self._limit_s)
+        result = await joint_call(
+            rank_method,
+            member_method,
+            learners,
+            members,
+            timeout_s=self._timeout_s,
+            limit_s=self._limit_s,
+        )
         if result.error is not None:
             raise _BrokenPushError(result.error, result.lost)
         return result
@@ -237,6 +249,7 @@ class RayWeightSync:
     async def _verify(self, group: _Group, actors: Mapping[Member, NamedActor], report: SyncReport) -> None:
         """Raises `WeightSyncError` if every engine holds other weights: then it is no engine's fault."""
         result = await self._joint(
+            "",
             "weight_checksum",
             [],
             {

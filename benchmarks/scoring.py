@@ -83,7 +83,7 @@ class Refiner:
 
 
 def _engine(engine: EngineConfig, model: str) -> Engine:
-    options = engine_options(engine, model=model, seed=0, weight_transfer=None)
+    options = engine_options(engine, name="engine", model=model, seed=0, weight_transfer=None)
     return Engine(dataclasses.replace(options, prefix_caching=False))
 
 

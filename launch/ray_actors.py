@@ -115,10 +115,17 @@ class ActorMaker:
 
 
 def engine_options(
-    engine: EngineConfig, *, model: str, seed: int, weight_transfer: str | None, takes_turns: bool = False
+    engine: EngineConfig,
+    *,
+    name: str,
+    model: str,
+    seed: int,
+    weight_transfer: str | None,
+    takes_turns: bool = False,
 ) -> EngineOptions:
     """A role's engine block as the engine takes it."""
     return EngineOptions(
+        name=name,
         model=model,
         dtype=engine.dtype.value,
         max_model_len=engine.max_model_len,
@@ -140,6 +147,7 @@ def engine_options(
 def _generator_engine(config: TrdConfig, inputs: RunInputs | ModelPaths, *, index: int) -> EngineOptions:
     return engine_options(
         config.generator.engine,
+        name=f"{Role.GENERATOR}-{index}",
         model=str(inputs.student_path.resolve()),
         seed=config.run.seed + index,
         weight_transfer=config.weight_sync.backend.value,
@@ -152,6 +160,7 @@ def _teacher_engine(config: TrdConfig, inputs: RunInputs | ModelPaths, *, index:
         return None
     return engine_options(
         config.teacher.engine,
+        name=f"{Role.TEACHER}-{index}",
         model=str(inputs.teacher_path.resolve()),
         seed=config.run.seed + index,
         weight_transfer=config.weight_sync.backend.value if config.pushes_teacher else None,

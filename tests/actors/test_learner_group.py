@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import re
 import signal
 import subprocess
 import time
@@ -17,7 +18,7 @@ from actors.calls import call
 from actors.joint_call import joint_call
 from actors.learner_group import RayLearner
 from actors.members import Locatable, Member, NamedActor
-from trd_ray.errors import ActorTimeoutError, CheckpointError, DiskError, LearnerLostError
+from trd_ray.errors import ActorTimeoutError, CheckpointError, DiskError, LearnerLostError, brief
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -34,6 +35,8 @@ class Rank(Locatable):
             raise RuntimeError("out of sockets")
         if fault == "verdict":
             raise ActorTimeoutError("no answer of 'generator-0'")
+        if fault == "silent":
+            time.sleep(20)
         return "sent"
 
     def save(self, folder: Path) -> None:
@@ -59,6 +62,7 @@ async def push(fault: str, *, of_engine: str = "none"):
     member = Member(index=0, actor=engine)
     result = await joint_call(
         "push",
+        "receive",
         [(sender, sender.handle.push.remote(fault))],
         {member: engine.handle.push.remote(of_engine)},
         timeout_s=1,
@@ -75,6 +79,11 @@ async def test_a_rank_that_raises_in_place_of_sending_is_lost_and_no_engine_is_b
 async def test_what_the_sender_says_of_an_engine_is_a_verdict_on_the_engine():
     result, member = await push("verdict", of_engine="strange")
     assert list(result.lost) == [member]
+
+
+async def test_an_engine_that_is_silent_when_others_break_off_is_named_with_call_and_time():
+    result, member = await push("verdict", of_engine="silent")
+    assert re.search(r"generator-0\.receive: nothing after \d+\.\d s", brief(result.lost[member]))
 
 
 async def test_a_rank_that_dies_while_the_group_is_started_is_a_lost_rank():

@@ -196,7 +196,12 @@ async def test_every_change_leaves_what_the_residence_says(now: Residence, then:
 def test_sleep_mode_is_asked_for_only_where_turns_are_taken_on_gpus():
     def options(device: Device, *, takes_turns: bool) -> EngineOptions:
         return engine_options(
-            EngineConfig(device=device), model="m", seed=0, weight_transfer=None, takes_turns=takes_turns
+            EngineConfig(device=device),
+            name="generator-0",
+            model="m",
+            seed=0,
+            weight_transfer=None,
+            takes_turns=takes_turns,
         )
 
     assert options(Device.CUDA, takes_turns=True).sleep_mode

@@ -65,7 +65,7 @@ class Watcher:
         self._fault = fault
         self._folder = folder
         self._stages: dict[str, set[str]] = {}
-        self._num_entries = 0
+        self._num_seen = 0
         self._done = False
 
     def on_actor(self, role: Role, actor: str | None, state: ActorState, label: str, at: float) -> None:
@@ -74,9 +74,10 @@ class Watcher:
             return
         now = set(label.split("+")) if state is ActorState.BUSY else set()
         before, self._stages[actor] = self._stages.get(actor, set()), now
-        if moment in now - before:
-            self._num_entries += 1
-            if self._num_entries >= self._fault.nth:
+        # An actor that is never without such work shows that it is in the stage by what it takes on besides.
+        if moment in now and now != before:
+            self._num_seen += 1
+            if self._num_seen >= self._fault.nth:
                 self.strike_soon()
 
     def on_depth(self, name: str, depth: int, at: float) -> None:

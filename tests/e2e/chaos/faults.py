@@ -82,9 +82,9 @@ class Fault:
     target: Target
     moment: Moment
     nth: int = 1
-    """Entry of the moment at which it strikes, from 1."""
+    """Time that the moment is seen to have come at which it strikes, from 1."""
     delay_s: float = 0.0
-    """After that entry."""
+    """After that."""
     times: int = 1
     """Calls in a row that raise or give nonsense."""
     slow_s: float = 0.0
