@@ -99,7 +99,7 @@ def learner_parts(learner: LearnerConfig, student: ModelFacts) -> dict[str, int]
     size, ranks = BYTES[learner.dtype], learner.num_ranks
     states = _ADAM_STATES + (0 if learner.dtype is DType.FLOAT32 else 1)
     shard = {stage: ranks if learner.zero_stage >= stage else 1 for stage in (1, 2, 3)}
-    trained = _num_adapter_parameters(learner.lora, student) if learner.lora.rank else student.num_parameters
+    trained = num_trained_parameters(learner, student)
     trained_size = _FLOAT32_BYTES if learner.lora.rank else size
     parts = {"weights": student.num_parameters * size // shard[3]}
     if learner.lora.rank:
@@ -110,6 +110,11 @@ def learner_parts(learner: LearnerConfig, student: ModelFacts) -> dict[str, int]
         "logits chunk": learner.kl_chunk_size * student.vocab_size * _FLOAT32_BYTES * _CHUNK_COPIES,
         "activations (about)": _activations(learner, student),
     }
+
+
+def num_trained_parameters(learner: LearnerConfig, student: ModelFacts) -> int:
+    """Weights that have gradients: all, or the adapters (about)."""
+    return _num_adapter_parameters(learner.lora, student) if learner.lora.rank else student.num_parameters
 
 
 def _activations(learner: LearnerConfig, facts: ModelFacts) -> int:
