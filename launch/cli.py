@@ -1,4 +1,4 @@
-"""The command line: `trd-ray train | eval | report | doctor | testbed | convert`.
+"""The command line: `trd-ray train | eval | report | doctor | plan | testbed | convert`.
 
 Exit codes: 0 done, 1 the run failed or was stopped, 2 bad arguments or configuration (before any
 process is started).
@@ -15,6 +15,8 @@ from typing import Annotated
 import typer
 from rich.logging import RichHandler
 
+from launch.cli_doctor import doctor
+from launch.cli_plan import plan
 from launch.consoles import error_console
 from trd_ray.errors import (
     ConfigError,
@@ -124,13 +126,8 @@ def report(run_dir: Annotated[Path, typer.Argument(help="A run folder.")]) -> No
     print(write_report(run_dir))
 
 
-@app.command()
-def doctor(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
-    """Check that engine, teacher and learner agree: log-probabilities, divergence, tokenizer, template."""
-    from launch.doctor import examine
-    from trd_ray.config_loader import load_config
-
-    raise typer.Exit(examine(load_config(config, overrides or [])))
+app.command()(doctor)
+app.command()(plan)
 
 
 @testbed_app.command(name="build")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -63,7 +63,6 @@ class Rates:
     holds where arithmetic or memory traffic is the limit. Else rates hold for models of that size alone."""
     lengths: Lengths | None = None
     """Of the run that was measured."""
-    notes: Mapping[Stage, str] = field(default_factory=dict)
 
     def fits(self, config: TrdConfig, *, student: ModelFacts, teacher: ModelFacts) -> bool:
         """The table says something about this run."""
@@ -112,5 +111,4 @@ def _entry(raw: Mapping[str, Any]) -> Rates:
         other_s=raw.get("other_s", 0.0),
         scales=raw.get("scales", False),
         lengths=None if lengths is None else Lengths(**lengths),
-        notes={Stage(stage): note for stage, note in raw.get("notes", {}).items()},
     )
