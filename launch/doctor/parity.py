@@ -238,8 +238,8 @@ async def check_checkpoint(probe: Probe) -> Finding:
     apart = abs(first.loss - second.loss)
     return found(
         CHECKPOINT, same and moved and apart <= 1e-6 * max(1.0, abs(first.loss)),
-        f"{'the same' if same else 'other'} weights at policy version {version}, and a next step "
-        f"{'changes them' if moved else 'changes nothing'}: its losses before and after differ by {apart:.2g}",
+        f"{'the same' if same else 'other'} weights at policy version {version}; the next step changes "
+        f"{'them' if moved else 'nothing'}, and its losses before and after differ by {apart:.2g}",
         "a run that is resumed would not go on where it was: do not rely on --resume here",
     )  # fmt: skip
 

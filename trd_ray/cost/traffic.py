@@ -26,7 +26,8 @@ _ID_BYTES = 4
 _LOGPROB_BYTES = 4
 _ARRAY_BYTES = 150
 """Of a pickled numpy array beside its numbers: class names, type, shape."""
-_COMPLETION_BYTES = 2 * _ARRAY_BYTES + 150
+_COMPLETION_BYTES = 260
+"""Of a pickled `Completion` beside its tokens, log-probabilities and text."""
 # A vocabulary of single characters, or one of word pieces.
 _SMALL_VOCABULARY, _CHARACTERS_PER_PIECE = 1_000, 4
 _FLOAT32_BYTES = 4

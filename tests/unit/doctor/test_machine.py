@@ -11,7 +11,7 @@ import pytest
 
 from launch.doctor.machine import cpu_flags, disk_of, nvidia_gpus, parse_gpus, port_is_free, read_machine
 
-CPUINFO = "processor\t: 0\nmodel name\t: Some CPU\nflags\t\t: fpu sse avx2 avx512f\n\nprocessor\t: 1\nflags\t: fpu\n"
+CPUINFO = "processor\t: 0\nmodel name\t: A\nflags\t\t: fpu sse avx2 avx512f\n\nprocessor\t: 1\nflags\t: fpu\n"
 
 
 def test_a_machine_from_a_fake_proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
