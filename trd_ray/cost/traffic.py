@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _ID_BYTES = 4
 _LOGPROB_BYTES = 4
-_ARRAY_BYTES = 150
+_ARRAY_BYTES = 125
 """Of a pickled numpy array beside its numbers: class names, type, shape."""
 _COMPLETION_BYTES = 260
 """Of a pickled `Completion` beside its tokens, log-probabilities and text."""
