@@ -59,6 +59,10 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check and show everything, start nothing.")
     ] = False,
+    deep: Annotated[
+        bool,
+        typer.Option("--deep", help="With --dry-run: load the tokenizers too, check every prompt's length."),
+    ] = False,
     replay: Annotated[
         Path | None,
         typer.Option(
@@ -70,8 +74,6 @@ def train(
     ] = None,
 ) -> None:
     """Train a student; write a run folder with metrics, trajectories, checkpoints and a report."""
-    from launch.dry_run import show_plan
-    from launch.train import train as run_training
     from trd_ray.config_loader import load_config
 
     if replay is not None:
@@ -80,11 +82,19 @@ def train(
         given = _replay_overrides(config, overrides or [], resume=resume)
         raise typer.Exit(run_replay(replay, given, no_ray=no_ray, dry_run=dry_run))
     if config is None:
-        raise typer.BadParameter("it is missing", param_hint="'CONFIG'")
+        raise typer.BadParameter("it is missing; name a file of configs/experiment", param_hint="'CONFIG'")
+    if deep and not dry_run:
+        raise typer.BadParameter(
+            "a start checks everything; leave it out", param_hint="'--deep' without '--dry-run'"
+        )
     loaded = load_config(Path(config), overrides or [])
     if dry_run:
-        show_plan(loaded, no_ray=no_ray)
+        from launch.dry_run import show_plan
+
+        show_plan(loaded, no_ray=no_ray, deep=deep)
         return
+    from launch.train import train as run_training
+
     raise typer.Exit(run_training(loaded, resume=resume, no_ray=no_ray))
 
 

@@ -190,7 +190,7 @@ def _merge_leaf(config: DictConfig, leaf: _Leaf) -> DictConfig:
     for part in reversed(rest):
         value = {part: value}
     try:
-        return typing.cast(DictConfig, OmegaConf.merge(config, OmegaConf.create({first: value})))
+        return typing.cast(DictConfig, OmegaConf.unsafe_merge(config, OmegaConf.create({first: value})))
     except OmegaConfBaseException as error:
         raise ConfigError(
             describe(
