@@ -65,6 +65,17 @@ def describe(what: str, *, where: str, got: object, expected: str, remedy: str) 
     return f"{what}\n  where:    {where}\n  got:      {got}\n  expected: {expected}\n  remedy:   {remedy}"
 
 
+def place_of(message: str) -> str:
+    """The first line of `where:` in a message of `describe`; empty if it is none."""
+    return message.partition(_WHERE)[2].partition("\n")[0]
+
+
+def with_place(message: str, where: str) -> str:
+    """A message of `describe` with another answer to `where:`."""
+    what, _, rest = message.partition(_WHERE)
+    return f"{what}{_WHERE}{where}{_GOT}{rest.partition(_GOT)[2]}"
+
+
 def unwrapped(error: BaseException) -> BaseException:
     """What was raised: of an error of another process, which comes with that process's stack as its message,
     the one that is in it."""
