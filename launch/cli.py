@@ -1,4 +1,4 @@
-"""The command line: `trd-ray train | eval | report | doctor | testbed | convert`.
+"""The command line: `trd-ray train | eval | report | doctor | testbed | convert | config`.
 
 Exit codes: 0 done, 1 the run failed or was stopped, 2 bad arguments or configuration (before any
 process is started).
@@ -15,6 +15,8 @@ from typing import Annotated
 import typer
 from rich.logging import RichHandler
 
+from launch.arguments import ConfigArgument, OptionalConfigArgument, OverridesArgument
+from launch.cli_config import config_app
 from launch.consoles import error_console
 from trd_ray.errors import (
     ConfigError,
@@ -26,7 +28,6 @@ from trd_ray.errors import (
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Distributed post-training by on-policy distillation with trajectory refinement (TRD).",
 )
@@ -34,23 +35,14 @@ testbed_app = typer.Typer(no_args_is_help=True, help="The arithmetic testbed: ma
 convert_app = typer.Typer(no_args_is_help=True, help="Make model folders out of other formats.")
 app.add_typer(testbed_app, name="testbed")
 app.add_typer(convert_app, name="convert")
-
-ConfigArgument = Annotated[
-    Path, typer.Argument(help="A YAML file, for example configs/experiment/trd_opd.yaml")
-]
-OverridesArgument = Annotated[
-    list[str] | None, typer.Argument(help="Overrides: key.path=value ...", show_default=False)
-]
+app.add_typer(config_app, name="config")
 
 _BAD_INPUT = (ConfigError, DataError, ModelError, MissingDependencyError)
 
 
 @app.command()
 def train(
-    config: Annotated[
-        str | None,
-        typer.Argument(help="A YAML file, for example configs/experiment/trd_opd.yaml; none with --replay"),
-    ] = None,
+    config: OptionalConfigArgument = None,
     overrides: OverridesArgument = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in run.dir.")] = False,
     no_ray: Annotated[
@@ -189,7 +181,7 @@ def main() -> None:
     for ring in ("trd_ray", "actors", "launch"):
         logging.getLogger(ring).setLevel(logging.INFO)
     try:
-        app()
+        app(prog_name="trd-ray")
     except (asyncio.CancelledError, KeyboardInterrupt):
         _complain("stopped by a signal")
         sys.exit(1)

@@ -64,10 +64,13 @@ class Place:
             value=Spot(text=override, start=len(key) + 1, width=len(value)),
         )
 
+    def brief(self, spot: Spot) -> str:
+        """`file:line:column`."""
+        return f"{self.source}:{spot.line}:{spot.start + 1}" if spot.line else self.source
+
     def words(self, spot: Spot) -> str:
         """`file:line:column`, and by whom the file was extended."""
-        name = f"{self.source}:{spot.line}:{spot.start + 1}" if spot.line else self.source
-        return ", extended by ".join((name, *self.extended_by))
+        return ", extended by ".join((self.brief(spot), *self.extended_by))
 
     def quoted(self, setting: str, spot: Spot) -> str:
         """For `where:` of a message: the setting, where it stands, and the line."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ def under(message: str) -> list[str]:
     lines = message.splitlines()
     return [
         quoted[line.index("^") : line.rindex("^") + 1]
-        for quoted, line in zip(lines, lines[1:], strict=False)
+        for quoted, line in itertools.pairwise(lines)
         if set(line) <= {" ", "|", "^"} and "^" in line
     ]
 
