@@ -7,6 +7,7 @@ file, line and column and quote the line.
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,7 +167,15 @@ def _parents(path: Path, node: yaml.Node, *, extended_by: tuple[str, ...]) -> It
                 )
             )  # fmt: skip
         place = f"{path}:{item.start_mark.line + 1}"
-        yield _Naming(parent=path.parent / item.value, place=place, spot=spot, extended_by=extended_by)
+        yield _Naming(
+            parent=_plain_path(path.parent / item.value), place=place, spot=spot, extended_by=extended_by
+        )
+
+
+def _plain_path(path: Path) -> Path:
+    """Without `..` in it, where that is the same file."""
+    plain = Path(os.path.normpath(path))
+    return plain if plain.resolve() == path.resolve() else path
 
 
 def _pairs(node: yaml.MappingNode | None, *, file: Path) -> list[tuple[yaml.Node, yaml.Node]]:
@@ -204,7 +213,7 @@ def flatten_node(
             leaves += flatten_node(child_key, child, prefix=f"{key}.", file=file, extended_by=extended_by)
         return leaves
     spot = Place.in_file(file, key_node, value, extended_by=extended_by)
-    return [Leaf(key=key, node=value, place=spot.words(spot.value), spot=spot)]
+    return [Leaf(key=key, node=value, place=spot.brief(spot.value), spot=spot)]
 
 
 def override_leaves(overrides: Sequence[str]) -> list[Leaf]:

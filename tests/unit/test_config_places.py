@@ -146,7 +146,7 @@ def test_origins_name_the_last_place_of_each_value(tmp_path: Path):
     loaded = load_with_origins(path, ["run.eval_every=2"])
     assert loaded.config == load_config(path, ["run.eval_every=2"])
     assert loaded.origins == {
-        "run.seed": f"{tmp_path / 'parent.yaml'}:1:13, extended by {path}:1",
+        "run.seed": f"{tmp_path / 'parent.yaml'}:1:13",
         "run.num_steps": f"{path}:3:14",
         "run.eval_every": "command line",
     }
