@@ -10,19 +10,21 @@ import typer
 _EXPERIMENTS = Path("configs/experiment")
 
 
-def complete_config(ctx: typer.Context, args: list[str], incomplete: str) -> list[str]:
+def complete_config(ctx: typer.Context, incomplete: str) -> list[str]:
     """YAML files and folders; in place of nothing, the named experiments. A replay takes overrides here."""
     if ctx.params.get("replay") is not None:
-        return complete_override(ctx, args, incomplete)
+        return complete_override(ctx, incomplete)
     return list(_files(incomplete))
 
 
-def complete_override(ctx: typer.Context, args: list[str], incomplete: str) -> list[str]:
+def complete_override(ctx: typer.Context, incomplete: str) -> list[str]:
     """`key=` for each option that begins so; after the `=`, the values of an option that has few."""
-    if incomplete == "=" and args:  # bash makes words of their own of what stands around an `=`
-        return _values(args[-1], "")
-    if len(args) > 1 and args[-1] == "=":
-        return _values(args[-2], incomplete)
+    before = [str(ctx.params.get("config")), *(ctx.params.get("overrides") or [])]
+    # Bash makes words of their own of what stands around an `=`; one at the end does not come here at all.
+    if before[-1] == "=":
+        return _values(before[-2], incomplete)
+    if not incomplete and before[-1] in _known_keys():
+        return _values(before[-1], "")
     key, separator, value = incomplete.partition("=")
     if separator:
         return [f"{key}={found}" for found in _values(key, value)]
