@@ -146,7 +146,8 @@ async def all_ranks(calls: Sequence[asyncio.Future[Any]], *, names: Sequence[str
     name = min(errors, key=lambda name: _rank_of_error(errors[name]))
     error = errors[name]
     if _rank_of_error(error) == _EXPECTED:
-        raise unwrapped(error) from None
+        inner = unwrapped(error)
+        raise inner from None if inner is error else error  # the rank's own traceback
     if isinstance(error, OSError) and not isinstance(error, TimeoutError | ConnectionError):
         raise DiskError(_disk_message(name, method, error)) from error
     raise LearnerLostError(

@@ -28,3 +28,14 @@ OverridesArgument = Annotated[
         help="Overrides: key.path=value ...", show_default=False, autocompletion=complete_override
     ),
 ]
+DeepOption = Annotated[
+    bool,
+    typer.Option("--deep", help="With --dry-run: load the tokenizers too, check every prompt's length."),
+]
+LocalOption = Annotated[
+    bool,
+    typer.Option(
+        "--local",
+        help="Real actors, one each, on this machine: small, errors at once, their logs here.",
+    ),
+]

@@ -9,13 +9,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.logging import RichHandler
 
-from launch.arguments import ConfigArgument, OptionalConfigArgument, OverridesArgument
+from launch.arguments import (
+    ConfigArgument,
+    DeepOption,
+    LocalOption,
+    OptionalConfigArgument,
+    OverridesArgument,
+)
 from launch.cli_config import config_app
 from launch.consoles import error_console
 from trd_ray.errors import (
@@ -48,13 +55,11 @@ def train(
     no_ray: Annotated[
         bool, typer.Option("--no-ray", help="One process, transformers instead of vLLM: for a debugger.")
     ] = False,
+    local: LocalOption = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check and show everything, start nothing.")
     ] = False,
-    deep: Annotated[
-        bool,
-        typer.Option("--deep", help="With --dry-run: load the tokenizers too, check every prompt's length."),
-    ] = False,
+    deep: DeepOption = False,
     replay: Annotated[
         Path | None,
         typer.Option(
@@ -71,15 +76,19 @@ def train(
     if replay is not None:
         from launch.replay import replay as run_replay
 
+        _refuse(local, "--local", "with '--replay'", "a replay has no generators and teachers to look at")
         given = _replay_overrides(config, overrides or [], resume=resume)
         raise typer.Exit(run_replay(replay, given, no_ray=no_ray, dry_run=dry_run))
     if config is None:
         raise typer.BadParameter("it is missing; name a file of configs/experiment", param_hint="'CONFIG'")
-    if deep and not dry_run:
-        raise typer.BadParameter(
-            "a start checks everything; leave it out", param_hint="'--deep' without '--dry-run'"
-        )
-    loaded = load_config(Path(config), overrides or [])
+    _refuse(deep and not dry_run, "--deep", "without '--dry-run'", "a start checks everything; leave it out")
+    _refuse(local and no_ray, "--local", "with '--no-ray'", "choose one: real actors, or one process")
+    if local:
+        from launch.local_run import actors_own_words, local_config
+
+        loaded = local_config(Path(config), overrides or [])
+    else:
+        loaded = load_config(Path(config), overrides or [])
     if dry_run:
         from launch.dry_run import show_plan
 
@@ -87,7 +96,14 @@ def train(
         return
     from launch.train import train as run_training
 
-    raise typer.Exit(run_training(loaded, resume=resume, no_ray=no_ray))
+    with actors_own_words() if local else nullcontext():
+        code = run_training(loaded, resume=resume, no_ray=no_ray)
+    raise typer.Exit(code)
+
+
+def _refuse(given: bool, option: str, beside: str, why: str) -> None:
+    if given:
+        raise typer.BadParameter(why, param_hint=f"'{option}' {beside}")
 
 
 def _replay_overrides(config: str | None, overrides: list[str], *, resume: bool) -> list[str]:

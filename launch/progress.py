@@ -48,9 +48,12 @@ class Progress:
         console: Console | None = None,
         done_steps: int = 0,
         overlap: RoleActivity | None = None,
+        plain: bool = False,
     ) -> None:
         """
         Args:
+            plain: one line a step in a terminal too: a redrawn one takes the output of a debugger and of
+                actors, and what is typed at a prompt.
             done_steps: those that a resumed run has already behind it.
             overlap: what the actors are doing, if stages overlap (there is no stage barrier).
         """
@@ -66,7 +69,7 @@ class Progress:
         self._seconds: deque[float] = deque(maxlen=_ETA_STEPS)
         self._live = (
             Live(self.render(), console=self._console, refresh_per_second=_REFRESH_HZ, transient=True)
-            if self._console.is_terminal
+            if self._console.is_terminal and not plain
             else None
         )
 

@@ -53,7 +53,7 @@ def replay(run_dir: Path, overrides: Sequence[str], *, no_ray: bool, dry_run: bo
 
 async def _run(plan: ReplayPlan, models: ModelPaths, folder: RunFolder, *, no_ray: bool) -> ReplayResult:
     with (
-        Progress(plan.num_steps, console=console) as progress,
+        Progress(plan.num_steps, console=console, plain=no_ray or plan.config.ray.actor_logs) as progress,
         MetricsWriter(folder, tensorboard=plan.config.run.tensorboard) as writer,
         Signals() as signals,
     ):

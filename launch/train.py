@@ -108,6 +108,7 @@ async def _run(
             console=console,
             done_steps=start.first_step - 1,
             overlap=None if config.pipeline.stage_barrier else activity,
+            plain=no_ray or config.ray.actor_logs,
         ) as progress,
         MetricsWriter(
             start.folder, tensorboard=config.run.tensorboard, first_step=start.first_step

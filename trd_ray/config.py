@@ -635,6 +635,9 @@ class RayConfig:
     """Its port."""
     num_cpus: int = 0
     """Cores of a private cluster; 0 takes all."""
+    actor_logs: bool = False
+    """Show what actors print on the console of the run, and no live progress line, which it would tear.
+    They are kept in the session's logs either way."""
     object_store_gib: float = 1.0
     """Shared memory of a private cluster, in GiB. At least 0.1."""
 
