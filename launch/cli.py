@@ -16,6 +16,7 @@ import typer
 from rich.logging import RichHandler
 
 from launch.consoles import error_console
+from launch.monitoring.export import monitoring
 from trd_ray.errors import (
     ConfigError,
     DataError,
@@ -34,6 +35,7 @@ testbed_app = typer.Typer(no_args_is_help=True, help="The arithmetic testbed: ma
 convert_app = typer.Typer(no_args_is_help=True, help="Make model folders out of other formats.")
 app.add_typer(testbed_app, name="testbed")
 app.add_typer(convert_app, name="convert")
+app.command(name="monitoring")(monitoring)
 
 ConfigArgument = Annotated[
     Path, typer.Argument(help="A YAML file, for example configs/experiment/trd_opd.yaml")

@@ -16,6 +16,7 @@ from trd_ray.errors import ConfigError, MissingDependencyError, describe
 from trd_ray.models import ModelFacts, model_facts
 from trd_ray.placement_plan import PlacementPlan, placement_plan
 from trd_ray.tasks.registry import load_task
+from trd_ray.trackers import check_trackers
 from trd_ray.types import Problem
 
 REAL_STACK = ("ray", "vllm", "deepspeed")
@@ -29,6 +30,7 @@ def check_run(config: TrdConfig, *, no_ray: bool) -> RunInputs:
     Raises `ConfigError`, `DataError`, `ModelError` or `MissingDependencyError`.
     """
     _check_machine(config, no_ray=no_ray)
+    check_trackers(config)
     inputs = read_inputs(config)
     check_chat_template(inputs.tokenizer, inputs.student_path)
     check_chat_template(inputs.prompts.teacher_format.tokenizer, inputs.teacher_path)

@@ -52,6 +52,11 @@ def dump_config(config: TrdConfig) -> str:
     return text
 
 
+def plain_config(config: TrdConfig) -> dict[str, object]:
+    """The whole tree as nested mappings of plain values."""
+    return typing.cast(dict[str, object], _plain(config))
+
+
 def known_keys() -> tuple[str, ...]:
     """Dotted paths of all options, in the order of config.py."""
     return tuple(_leaf_paths(TrdConfig, prefix=""))
@@ -60,6 +65,8 @@ def known_keys() -> tuple[str, ...]:
 def _plain(value: object) -> object:
     if dataclasses.is_dataclass(value):
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
     return value.value if isinstance(value, StrEnum) else value
 
 
@@ -260,6 +267,13 @@ def _expected_type(key: str) -> str:
     cls: type = TrdConfig
     for part in key.split("."):
         cls = typing.get_type_hints(cls)[part]
+    if typing.get_origin(cls) is tuple:
+        cls = typing.get_args(cls)[0]
+        return f"a list [..., ...] of {_words_of(cls)}"
+    return _words_of(cls)
+
+
+def _words_of(cls: type) -> str:
     members = getattr(cls, "__members__", None)
     if members:
         return "one of " + ", ".join(str(m.value) for m in members.values())

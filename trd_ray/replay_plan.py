@@ -42,6 +42,7 @@ _MAY_CHANGE = (
     "timeouts.",
     "faults.",
     "weight_sync.",
+    "tracking.",
 )
 # Of these, what changes no loss beyond rounding.
 _SAME_LOSSES = (
@@ -49,7 +50,7 @@ _SAME_LOSSES = (
     "run.eval_every",
     "run.checkpoint_every",
     "run.keep_checkpoints",
-    "run.tensorboard",
+    "run.trackers",
     "learner.num_ranks",
     "learner.resources.",
     "learner.device",
@@ -63,6 +64,7 @@ _SAME_LOSSES = (
     "timeouts.",
     "faults.",
     "weight_sync.",
+    "tracking.",
 )
 
 
