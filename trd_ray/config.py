@@ -817,6 +817,12 @@ class TrdConfig:
         return self.student.model
 
     @property
+    def max_student_prompt(self) -> int:
+        """The generators' context less the largest output budget of a rollout, in tokens."""
+        most_output = max(self.generator.sampling.max_tokens, self.eval.sampling.max_tokens)
+        return self.generator.engine.max_model_len - most_output
+
+    @property
     def max_trajectory_tokens(self) -> int:
         """Output budget of the role that makes the trajectory; a reference solution is as long as it is."""
         by_teacher = self.method.refines or self.method.trajectory is TrajectorySource.TEACHER

@@ -13,7 +13,8 @@ from trd_ray.config import TrdConfig
 from trd_ray.config_loader import load_config
 from trd_ray.errors import ConfigError, describe
 from trd_ray.metrics import read_metrics
-from trd_ray.models import resolve_model, shared_vocab_size
+from trd_ray.model_files import resolve_model
+from trd_ray.models import shared_vocab_size
 from trd_ray.objective_options import TargetKind, objective_needs
 from trd_ray.outcomes import Outcome
 from trd_ray.resume import differences
