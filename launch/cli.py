@@ -25,6 +25,7 @@ from launch.arguments import (
 )
 from launch.cli_config import config_app
 from launch.consoles import error_console
+from launch.monitoring.export import monitoring
 from trd_ray.errors import (
     ConfigError,
     DataError,
@@ -42,6 +43,7 @@ testbed_app = typer.Typer(no_args_is_help=True, help="The arithmetic testbed: ma
 convert_app = typer.Typer(no_args_is_help=True, help="Make model folders out of other formats.")
 app.add_typer(testbed_app, name="testbed")
 app.add_typer(convert_app, name="convert")
+app.command(name="monitoring")(monitoring)
 app.add_typer(config_app, name="config")
 
 _BAD_INPUT = (ConfigError, DataError, ModelError, MissingDependencyError)

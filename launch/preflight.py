@@ -26,6 +26,7 @@ from trd_ray.model_files import ModelFacts, model_facts, resolve_model
 from trd_ray.placement_plan import PlacementPlan, placement_plan
 from trd_ray.tasks.base import Task
 from trd_ray.tasks.registry import load_task
+from trd_ray.trackers import check_trackers
 from trd_ray.types import Problem
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def check_run(config: TrdConfig, *, no_ray: bool) -> RunInputs:
     from trd_ray.assembly import read_inputs  # imports transformers
 
     _check_machine(config, no_ray=no_ray)
+    check_trackers(config)
     inputs = read_inputs(config)
     check_chat_template(inputs.tokenizer, inputs.student_path)
     check_chat_template(inputs.prompts.teacher_format.tokenizer, inputs.teacher_path)

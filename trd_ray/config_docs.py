@@ -68,9 +68,14 @@ def _comment(text: str, indent: int) -> str:
 
 def scalar_yaml(value: object) -> str:
     """A value as it stands in YAML."""
-    plain = value.value if isinstance(value, StrEnum) else value
+    values = list(value) if isinstance(value, tuple) else value
+    plain = [_plain(item) for item in values] if isinstance(values, list) else _plain(values)
     text: str = yaml.safe_dump(plain, default_flow_style=True)
     return text.removesuffix("...\n").strip()
+
+
+def _plain(value: object) -> object:
+    return value.value if isinstance(value, StrEnum) else value
 
 
 def field_descriptions(cls: type) -> dict[str, str]:

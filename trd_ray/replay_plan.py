@@ -43,6 +43,7 @@ _MAY_CHANGE = (
     "timeouts.",
     "faults.",
     "weight_sync.",
+    "tracking.",
 )
 # Of these, what changes no loss beyond rounding.
 _SAME_LOSSES = (
@@ -50,7 +51,7 @@ _SAME_LOSSES = (
     "run.eval_every",
     "run.checkpoint_every",
     "run.keep_checkpoints",
-    "run.tensorboard",
+    "run.trackers",
     "learner.num_ranks",
     "learner.resources.",
     "learner.device",
@@ -64,6 +65,7 @@ _SAME_LOSSES = (
     "timeouts.",
     "faults.",
     "weight_sync.",
+    "tracking.",
 )
 
 
