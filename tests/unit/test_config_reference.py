@@ -41,7 +41,7 @@ def test_every_option_is_in_it_once():
         ("timeouts.sync_s", "float", "more than 0", "300.0"),
         ("eval.sampling.top_p", "float", "between 1e-06 and 1.0", "1.0"),
         ("teacher.sampling.temperature", "float", "0.0 or more", "0.0"),
-        ("run.tensorboard", "true or false", "", "true"),
+        ("pipeline.log_targets", "true or false", "", "true"),
         ("method.support", "one of full, top_k, sampled", "", "full"),
         ("data.eval", "str", "", "testbed:held_out"),
     ],
@@ -83,7 +83,10 @@ def test_origins_are_comments_and_the_yaml_reads_back(tmp_path: Path):
 
 
 def test_differences():
-    config = load_config(TRD_OPD, ["method.divergence=reverse_kl", "run.tensorboard=false"])
+    config = load_config(TRD_OPD, ["method.divergence=reverse_kl", "pipeline.log_targets=false"])
     lines = list(differing_lines(load_config(TRD_OPD), config))
-    assert lines == ["run.tensorboard: true -> false", "method.divergence: forward_kl -> reverse_kl"]
+    assert lines == [
+        "method.divergence: forward_kl -> reverse_kl",
+        "pipeline.log_targets: true -> false",
+    ]
     assert list(differing_lines(TrdConfig(), TrdConfig())) == ["no differences"]
