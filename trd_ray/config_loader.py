@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -25,7 +26,7 @@ EXTENDS = "extends"
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Leaf:
+class Leaf:
     """One `key.path: value` of a source, and where it stands."""
 
     key: str
@@ -39,11 +40,19 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> TrdConfig:
     Raises `ConfigError` for a missing file, broken YAML, an unknown key (with the nearest known
     one), a wrong type, or a value out of range.
     """
-    sources = [*_file_chain(Path(path), seen=()), *_override_sources(overrides)]
-    merged = OmegaConf.structured(TrdConfig)
-    for leaf in sources:
-        merged = _merge_leaf(merged, leaf)
-    return _to_tree(merged)
+    return load_layers([Path(path)], override_leaves(overrides))
+
+
+def load_layers(paths: Sequence[Path], settings: Sequence[Leaf] = ()) -> TrdConfig:
+    """As `load_config`, of several files, later ones winning, and of settings from elsewhere."""
+    return load_layered(paths)(settings)
+
+
+def load_layered(paths: Sequence[Path]) -> Callable[[Sequence[Leaf]], TrdConfig]:
+    """`load_layers` for many sets of settings over the same files, which are read once."""
+    files = [leaf for path in paths for leaf in _file_chain(path, seen=())]
+    merged = merge_leaves(OmegaConf.structured(TrdConfig), files)
+    return lambda settings: _to_tree(merge_leaves(merged, settings))
 
 
 def dump_config(config: TrdConfig) -> str:
@@ -52,9 +61,10 @@ def dump_config(config: TrdConfig) -> str:
     return text
 
 
-def known_keys() -> tuple[str, ...]:
+@functools.cache
+def known_keys(root: type = TrdConfig) -> tuple[str, ...]:
     """Dotted paths of all options, in the order of config.py."""
-    return tuple(_leaf_paths(TrdConfig, prefix=""))
+    return tuple(_leaf_paths(root, prefix=""))
 
 
 def _plain(value: object) -> object:
@@ -63,7 +73,7 @@ def _plain(value: object) -> object:
     return value.value if isinstance(value, StrEnum) else value
 
 
-def _file_chain(path: Path, *, seen: tuple[Path, ...]) -> list[_Leaf]:
+def _file_chain(path: Path, *, seen: tuple[Path, ...]) -> list[Leaf]:
     """Leaves of the parents of `path`, then its own."""
     resolved = path.resolve()
     if resolved in seen:
@@ -77,19 +87,19 @@ def _file_chain(path: Path, *, seen: tuple[Path, ...]) -> list[_Leaf]:
                 remedy=f"remove one of the `{EXTENDS}` entries",
             )
         )
-    root = _compose(path)
-    leaves: list[_Leaf] = []
-    own: list[_Leaf] = []
+    root = compose_file(path)
+    leaves: list[Leaf] = []
+    own: list[Leaf] = []
     for key_node, value in root.value if root is not None else ():
         if key_node.value == EXTENDS:
             for parent in _parents(path, value):
                 leaves += _file_chain(parent, seen=(*seen, resolved))
         else:
-            own += _flatten(key_node, value, prefix="", file=path)
+            own += flatten_node(key_node, value, prefix="", file=path)
     return leaves + own
 
 
-def _compose(path: Path) -> yaml.MappingNode | None:
+def compose_file(path: Path) -> yaml.MappingNode | None:
     if not path.is_file():
         raise ConfigError(
             describe(
@@ -123,18 +133,18 @@ def _parents(path: Path, node: yaml.Node) -> Iterable[Path]:
         yield path.parent / str(item.value)
 
 
-def _flatten(key_node: yaml.Node, value: yaml.Node, *, prefix: str, file: Path) -> list[_Leaf]:
+def flatten_node(key_node: yaml.Node, value: yaml.Node, *, prefix: str, file: Path) -> list[Leaf]:
     key = f"{prefix}{key_node.value}"
     place = f"{file}:{key_node.start_mark.line + 1}"
     if isinstance(value, yaml.MappingNode) and value.value:
-        leaves: list[_Leaf] = []
+        leaves: list[Leaf] = []
         for child_key, child in value.value:
-            leaves += _flatten(child_key, child, prefix=f"{key}.", file=file)
+            leaves += flatten_node(child_key, child, prefix=f"{key}.", file=file)
         return leaves
-    return [_Leaf(key=key, node=value, place=place)]
+    return [Leaf(key=key, node=value, place=place)]
 
 
-def _override_sources(overrides: Sequence[str]) -> list[_Leaf]:
+def override_leaves(overrides: Sequence[str]) -> list[Leaf]:
     leaves = []
     for text in overrides:
         key, separator, value = text.partition("=")
@@ -153,7 +163,7 @@ def _override_sources(overrides: Sequence[str]) -> list[_Leaf]:
         except yaml.YAMLError as error:
             raise _broken_yaml(error, where=f"command line: {text}") from error
         nothing = yaml.ScalarNode("tag:yaml.org,2002:null", "")
-        leaves.append(_Leaf(key=key.strip(), node=node or nothing, place=f"command line: {text}"))
+        leaves.append(Leaf(key=key.strip(), node=node or nothing, place=f"command line: {text}"))
     return leaves
 
 
@@ -169,10 +179,48 @@ def _broken_yaml(error: yaml.YAMLError | UnicodeDecodeError, *, where: str) -> C
     )
 
 
-def _merge_leaf(config: DictConfig, leaf: _Leaf) -> DictConfig:
-    _check_known(leaf)
+def merge_leaves(config: DictConfig, leaves: Sequence[Leaf]) -> DictConfig:
+    """Merge into a structured tree, later leaves winning. Raises `ConfigError` naming a leaf's place."""
+    root = OmegaConf.get_type(config)
+    assert root is not None  # structured
+    for batch in _without_repetition(leaves):
+        values = [_value(leaf, root) for leaf in batch]
+        tree: dict[str, object] = {}
+        for leaf, value in zip(batch, values, strict=True):
+            _put(tree, leaf.key.split("."), value)
+        try:
+            config = typing.cast(DictConfig, OmegaConf.merge(config, OmegaConf.create(tree)))
+        except OmegaConfBaseException:
+            # One merge for all is fast; only the merge of each alone tells which is wrong.
+            for leaf, value in zip(batch, values, strict=True):
+                config = _merge_one(config, leaf, value, root)
+    return config
+
+
+def _without_repetition(leaves: Sequence[Leaf]) -> Iterator[list[Leaf]]:
+    """In order, cut where a key comes a second time."""
+    batch: list[Leaf] = []
+    keys: set[str] = set()
+    for leaf in leaves:
+        if leaf.key in keys:
+            yield batch
+            batch, keys = [], set()
+        batch.append(leaf)
+        keys.add(leaf.key)
+    if batch:
+        yield batch
+
+
+def _put(tree: dict[str, object], parts: Sequence[str], value: object) -> None:
+    for part in parts[:-1]:
+        tree = typing.cast(dict[str, object], tree.setdefault(part, {}))
+    tree[parts[-1]] = value
+
+
+def _value(leaf: Leaf, root: type) -> object:
+    require_known(leaf, root)
     try:
-        value = yaml.SafeLoader("").construct_document(leaf.node)
+        value: object = yaml.SafeLoader("").construct_document(leaf.node)
     except yaml.YAMLError as error:
         raise _broken_yaml(error, where=f"{leaf.key} ({leaf.place})") from error
     if value is None:
@@ -185,29 +233,32 @@ def _merge_leaf(config: DictConfig, leaf: _Leaf) -> DictConfig:
                 remedy="write a value, or remove the line to keep the default",
             )
         )
-    given = value
-    first, *rest = leaf.key.split(".")
-    for part in reversed(rest):
-        value = {part: value}
+    return value
+
+
+def _merge_one(config: DictConfig, leaf: Leaf, value: object, root: type) -> DictConfig:
+    tree: dict[str, object] = {}
+    _put(tree, leaf.key.split("."), value)
     try:
-        return typing.cast(DictConfig, OmegaConf.merge(config, OmegaConf.create({first: value})))
+        return typing.cast(DictConfig, OmegaConf.merge(config, OmegaConf.create(tree)))
     except OmegaConfBaseException as error:
         raise ConfigError(
             describe(
                 "wrong type",
                 where=f"{leaf.key} ({leaf.place})",
-                got=f"{given!r} ({type(given).__name__})",
-                expected=_expected_type(leaf.key),
-                remedy="change the value; configs/base.yaml lists every option",
+                got=f"{value!r} ({type(value).__name__})",
+                expected=_expected_type(leaf.key, root),
+                remedy=f"change the value; {_page(root)} lists every option",
             )
         ) from error
 
 
-def _check_known(leaf: _Leaf) -> None:
-    keys = known_keys()
+def require_known(leaf: Leaf, root: type = TrdConfig) -> None:
+    """Raise `ConfigError` with the nearest known key unless `leaf.key` is an option of `root`."""
+    keys = known_keys(root)
     if leaf.key in keys:
         return
-    if leaf.key in _sections():
+    if leaf.key in _sections(root):
         expected, remedy = (
             "keys below it",
             f"write for example {next(k for k in keys if k.startswith(leaf.key))}",
@@ -216,10 +267,15 @@ def _check_known(leaf: _Leaf) -> None:
     else:
         near = difflib.get_close_matches(leaf.key, keys, n=1, cutoff=0.0)
         what, expected = "unknown option", f"a known key; the nearest is {near[0]}"
-        remedy = "correct the key; configs/base.yaml lists every option"
+        remedy = f"correct the key; {_page(root)} lists every option"
     raise ConfigError(
         describe(what, where=f"{leaf.key} ({leaf.place})", got=leaf.key, expected=expected, remedy=remedy)
     )
+
+
+def _page(root: type) -> str:
+    """Where the options of a tree are listed."""
+    return "configs/base.yaml" if root is TrdConfig else "docs/sweeps.md"
 
 
 def _to_tree(config: DictConfig) -> TrdConfig:
@@ -231,7 +287,7 @@ def _to_tree(config: DictConfig) -> TrdConfig:
 
 def _with_whole_key(message: str, config: DictConfig) -> str:
     """Name the key from the root: a block that stands in several places knows only its own name."""
-    for section in _sections():
+    for section in _sections(TrdConfig):
         block = section.rsplit(".", 1)[-1]
         try:
             OmegaConf.to_object(OmegaConf.select(config, section))
@@ -241,9 +297,9 @@ def _with_whole_key(message: str, config: DictConfig) -> str:
     return message
 
 
-def _sections() -> list[str]:
+def _sections(root: type) -> list[str]:
     """Dotted paths of all blocks, the innermost first."""
-    found = {key.rsplit(".", n)[0] for key in known_keys() for n in range(1, key.count(".") + 1)}
+    found = {key.rsplit(".", n)[0] for key in known_keys(root) for n in range(1, key.count(".") + 1)}
     return sorted(found, key=lambda section: (-section.count("."), section))
 
 
@@ -256,8 +312,8 @@ def _leaf_paths(cls: type, *, prefix: str) -> Iterable[str]:
             yield f"{prefix}{item.name}"
 
 
-def _expected_type(key: str) -> str:
-    cls: type = TrdConfig
+def _expected_type(key: str, root: type) -> str:
+    cls = root
     for part in key.split("."):
         cls = typing.get_type_hints(cls)[part]
     members = getattr(cls, "__members__", None)
