@@ -1,4 +1,4 @@
-"""The command line: `trd-ray train | eval | report | doctor | testbed | convert`.
+"""The command line: `trd-ray train | eval | sweep | report | doctor | testbed | convert`.
 
 Exit codes: 0 done, 1 the run failed or was stopped, 2 bad arguments or configuration (before any
 process is started).
@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 from rich.logging import RichHandler
 
+from launch import cli_sweep
 from launch.consoles import error_console
 from trd_ray.errors import (
     ConfigError,
@@ -34,6 +35,7 @@ testbed_app = typer.Typer(no_args_is_help=True, help="The arithmetic testbed: ma
 convert_app = typer.Typer(no_args_is_help=True, help="Make model folders out of other formats.")
 app.add_typer(testbed_app, name="testbed")
 app.add_typer(convert_app, name="convert")
+cli_sweep.register(app)
 
 ConfigArgument = Annotated[
     Path, typer.Argument(help="A YAML file, for example configs/experiment/trd_opd.yaml")

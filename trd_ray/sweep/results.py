@@ -32,7 +32,6 @@ class TrialResult:
 def read_result(folder: RunFolder, metric: MetricConfig) -> TrialResult:
     """All of it; empty where there is no run yet. Raises `DataError` for a file that cannot be read."""
     steps = read_metrics(folder.metrics)
-    learner_step = steps[-1].learner_step if steps else 0
     if metric.of_eval:
         reports = read_evals(folder.eval)
         dataset = metric.dataset or (reports[-1].dataset if reports else "")
@@ -48,7 +47,9 @@ def read_result(folder: RunFolder, metric: MetricConfig) -> TrialResult:
         curve=curve,
         value=mean_of_last([value for _, value in curve], metric.last),
         label=label,
-        learner_step=learner_step,
+        learner_step=max(
+            [0, *(step.learner_step for step in steps[-1:]), *(number for number, _ in curve[-1:])]
+        ),
         num_tokens=sum(step.num_generated_tokens for step in steps),
     )
 

@@ -130,7 +130,8 @@ class SweepFolder:
             except BlockingIOError as error:
                 raise ConfigError(
                     describe(
-                        "another process drives this sweep", where="dir", got=self.path, expected="one driver",
+                        "another process drives this sweep", where="dir", got=self.path,
+                        expected="one driver",
                         remedy="wait for it or stop it, then add --resume",
                     )
                 ) from error  # fmt: skip
