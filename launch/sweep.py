@@ -17,7 +17,7 @@ from trd_ray.config import OptimizerConfig, RunConfig, TrdConfig
 from trd_ray.disk import writing
 from trd_ray.errors import ConfigError, TrdRayError, describe
 from trd_ray.sweep.options import SearchKind
-from trd_ray.sweep.spec import Sweep
+from trd_ray.sweep.spec import Sweep, dump_options
 from trd_ray.sweep.state import (
     SweepFolder,
     SweepState,
@@ -86,8 +86,8 @@ def _state(sweep: Sweep, wanted: Wanted, folder: SweepFolder, *, resume: bool) -
     for record in records:
         if record.status is TrialStatus.PENDING and record.name in wanted:
             write_trial_config(folder, record.name, wanted[record.name][1])
-    with writing(folder.sweep_file):
-        folder.sweep_file.write_text(sweep.path.read_text(encoding="utf-8"), encoding="utf-8")
+    with writing(folder.options):
+        folder.options.write_text(dump_options(sweep.options), encoding="utf-8")
     state.write()
     return state
 

@@ -1,7 +1,16 @@
+"""The tables of a sweep on the terminal."""
+
+from __future__ import annotations
+
 from rich.table import Table
 
+from trd_ray.sweep.files import cells, columns
+from trd_ray.sweep.leaderboard import Leaderboard
 
-def leaderboard_table(board):
-    t = Table("variant", "mean", "n")
-    [t.add_row(r.variant, str(r.mean), str(r.num_done)) for r in board.rows]
-    return t
+
+def leaderboard_table(board: Leaderboard) -> Table:
+    """As in `leaderboard.md`."""
+    table = Table(*columns(board), title=board.name)
+    for row in cells(board):
+        table.add_row(*row)
+    return table

@@ -40,11 +40,12 @@ class TrialProcess:
             log.parent.mkdir(parents=True, exist_ok=True)
             self._log = log
             self._start = log.stat().st_size if log.exists() else 0
+            environment = trial_environment(os.environ) | {"COLUMNS": "120"}
             with log.open("ab") as file:
                 # A session of its own: a Ctrl-C at the terminal is for the sweep, which stops it in order.
                 self._process = subprocess.Popen(
                     command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                    start_new_session=True, cwd=directory, env=trial_environment(os.environ) | {"COLUMNS": "120"},
+                    start_new_session=True, cwd=directory, env=environment,
                 )  # fmt: skip
 
     @property

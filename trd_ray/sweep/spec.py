@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from trd_ray.config_loader import Leaf, compose_file, flatten_node, merge_leaves, override_leaves
 from trd_ray.errors import ConfigError, describe
 from trd_ray.sweep.axes import CONFIG, METHOD, Axis
-from trd_ray.sweep.options import SearchKind, StopKind, SweepOptions
+from trd_ray.sweep.options import MetricConfig, SearchKind, StopKind, SweepOptions
 from trd_ray.sweep.parse import file_of, parse_axes, parse_seeds, parse_zip
 
 _BY_HAND = ("set", "axes", "zip", "seeds")
@@ -75,6 +75,19 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     )
     _check(sweep)
     return sweep
+
+
+def dump_options(options: SweepOptions) -> str:
+    """As YAML that `load_metric` reads."""
+    text: str = OmegaConf.to_yaml(OmegaConf.structured(options))
+    return text
+
+
+def load_metric(path: Path, overrides: Sequence[str]) -> MetricConfig:
+    """The metric of dumped options, with `metric.key=value` overrides. Raises `ConfigError`."""
+    _, leaves = _read(path)
+    tree = merge_leaves(OmegaConf.structured(SweepOptions), [*leaves, *override_leaves(overrides)])
+    return typing.cast(SweepOptions, OmegaConf.to_object(tree)).metric
 
 
 def _without_prefix(leaf: Leaf) -> Leaf:

@@ -96,9 +96,9 @@ class SweepFolder:
         return self.path / "sweep.json"
 
     @property
-    def sweep_file(self) -> Path:
-        """The file as it was at the last start, and the command's overrides."""
-        return self.path / "sweep.yaml"
+    def options(self) -> Path:
+        """The options of the sweep file at the last start, but for its axes; resolved."""
+        return self.path / "options.yaml"
 
     @property
     def trials(self) -> Path:
@@ -243,7 +243,7 @@ def _changes(name: str, saved: Path, config: TrdConfig) -> list[str]:
 def _changed(folder: SweepFolder, got: str) -> ConfigError:
     return ConfigError(
         describe(
-            "the sweep file has changed for trials that have run", where=str(folder.sweep_file), got=got,
+            "the sweep file has changed for trials that have run", where=str(folder.path), got=got,
             expected="the same options for them; trials may be added (more values, seeds or samples)",
             remedy="undo the change, or start a new sweep with another sweep.dir",
         )
