@@ -53,15 +53,16 @@ def _show_cost(sweep: Sweep, configs: Sequence[TrdConfig], *, by_optuna: bool, l
     if sweep.options.stop_early.kind is not StopKind.NONE:
         show("at most, since trials that are behind are stopped:")
     show(
-        f"{total.num_steps:,} steps, {total.num_trajectories:,} trajectories, {total.num_rollouts:,} rollouts "
-        f"with evaluations; at most {total.most_tokens:,} tokens, with every answer as long as it may be"
+        f"{total.num_steps:,} steps, {total.num_trajectories:,} trajectories, {total.num_rollouts:,} "
+        f"rollouts with evaluations; at most {total.most_tokens:,} tokens, with every "
+        "answer as long as it may be"
     )
     if like is not None:
         by = measure(like)
         show(
             f"as in {like}: {total.num_trajectories * by.tokens:,.0f} tokens and "
-            f"{duration(total.num_trajectories * by.seconds)} of training, one trial after the other, without "
-            "starts and evaluations"
+            f"{duration(total.num_trajectories * by.seconds)} of training, one trial after the other, "
+            "without starts and evaluations"
         )
 
 

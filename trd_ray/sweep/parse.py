@@ -87,7 +87,8 @@ def _candidates(key: str, value: str, path: Path) -> list[Path]:
 
 
 def _axis(key: str, node: yaml.Node, place: str, path: Path) -> Axis:
-    if isinstance(node, yaml.SequenceNode):
+    is_pattern = isinstance(node, yaml.ScalarNode) and key in (METHOD, CONFIG)
+    if isinstance(node, yaml.SequenceNode) or is_pattern:
         kind, values = AxisKind.GRID, node
     else:
         pairs = _mapping(Leaf(key=key, node=node, place=place), "{grid: [...]}").value
