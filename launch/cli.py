@@ -1,4 +1,4 @@
-"""The command line: `trd-ray train | eval | report | doctor | testbed | convert | config`.
+"""The command line: `trd-ray train | eval | sweep | report | doctor | testbed | convert | config`.
 
 Exit codes: 0 done, 1 the run failed or was stopped, 2 bad arguments or configuration (before any
 process is started).
@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 from rich.logging import RichHandler
 
+from launch import cli_sweep
 from launch.arguments import ConfigArgument, OptionalConfigArgument, OverridesArgument
 from launch.cli_config import config_app
 from launch.consoles import error_console
@@ -38,6 +39,7 @@ app.add_typer(testbed_app, name="testbed")
 app.add_typer(convert_app, name="convert")
 app.command(name="monitoring")(monitoring)
 app.add_typer(config_app, name="config")
+cli_sweep.register(app)
 
 _BAD_INPUT = (ConfigError, DataError, ModelError, MissingDependencyError)
 
