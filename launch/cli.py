@@ -1,4 +1,4 @@
-"""The command line: `trd-ray train | eval | sweep | report | doctor | testbed | convert | config`.
+"""The command line: `trd-ray train | eval | sweep | report | doctor | plan | testbed | convert | config`.
 
 Exit codes: 0 done, 1 the run failed or was stopped, 2 bad arguments or configuration (before any
 process is started).
@@ -18,6 +18,8 @@ from rich.logging import RichHandler
 from launch import cli_sweep
 from launch.arguments import ConfigArgument, OptionalConfigArgument, OverridesArgument
 from launch.cli_config import config_app
+from launch.cli_doctor import doctor
+from launch.cli_plan import plan
 from launch.consoles import error_console
 from launch.monitoring.export import monitoring
 from trd_ray.errors import (
@@ -130,13 +132,8 @@ def report(run_dir: Annotated[Path, typer.Argument(help="A run folder.")]) -> No
     print(write_report(run_dir))
 
 
-@app.command()
-def doctor(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
-    """Check that engine, teacher and learner agree: log-probabilities, divergence, tokenizer, template."""
-    from launch.doctor import examine
-    from trd_ray.config_loader import load_config
-
-    raise typer.Exit(examine(load_config(config, overrides or [])))
+app.command()(doctor)
+app.command()(plan)
 
 
 @testbed_app.command(name="build")

@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from launch.doctor.parity_names import PARITY_NAMES
 from tests.e2e.processes import (
     command,
     descendants,
@@ -200,8 +201,12 @@ def test_every_method_in_one_process(tmp_path: Path, config: str):
 
 
 def test_doctor_passes_on_the_testbed(tmp_path: Path):
-    arguments = command("trd_opd.yaml", tmp_path / "run")
+    arguments = command("trd_opd.yaml", tmp_path / "run", "--json")
     arguments[1:3] = ["-m", "launch.cli", "doctor"]
     done = run(arguments)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "failed" not in done.stdout
+    report = json.loads(done.stdout.strip().splitlines()[-1])
+    outcomes = {each["check"]: each["outcome"] for each in report["checks"]}
+    assert report["passed"] is True
+    assert {name: outcomes[name] for name in PARITY_NAMES} == dict.fromkeys(PARITY_NAMES, "passed")
+    assert outcomes["tokenizers"] == outcomes["vocabulary padding"] == "passed"
