@@ -28,6 +28,8 @@ class RunData:
     steps: tuple[StepMetrics, ...]
     evals: tuple[EvalReport, ...]
     trajectory_steps: tuple[int, ...]
+    has_trace: bool = False
+    """There is a trace.json."""
 
     @property
     def num_steps(self) -> int:
@@ -51,6 +53,7 @@ def load_run(folder: RunFolder) -> RunData:
         steps=read_metrics(folder.metrics),
         evals=read_evals(folder.eval),
         trajectory_steps=logged_steps(folder.trajectories),
+        has_trace=folder.trace.is_file(),
     )
 
 
