@@ -9,7 +9,9 @@ import typer
 
 
 def report(
-    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders; several are compared.")],
+    run_dirs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run folders; several are compared.")
+    ],
     out: Annotated[
         Path | None,
         typer.Option(

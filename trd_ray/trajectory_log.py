@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -208,10 +209,10 @@ def read_trajectories(folder: Path, *, steps: Collection[int] | None = None) -> 
         yield from _read_file(folder / f"step_{step:06d}.parquet")
 
 
-def read_step_table(path: Path) -> pa.Table:
-    """One file with the columns of `SCHEMA`. Raises `DataError` if it cannot be read or lacks one."""
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
     try:
-        table = pq.read_table(path)
+        yield
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(
             describe(
@@ -219,6 +220,18 @@ def read_step_table(path: Path) -> pa.Table:
                 expected="a whole Parquet file", remedy="move the file away; the other steps can be read",
             )
         ) from error  # fmt: skip
+
+
+def read_footer(path: Path) -> pq.FileMetaData:
+    """Rows and sizes of one file. Raises `DataError` if it cannot be read."""
+    with _whole(path):
+        return pq.read_metadata(path)
+
+
+def read_step_table(path: Path) -> pa.Table:
+    """One file with the columns of `SCHEMA`. Raises `DataError` if it cannot be read or lacks one."""
+    with _whole(path):
+        table = pq.read_table(path)
     for name in _OF_LEARNER:
         if name not in table.column_names:
             table = table.append_column(SCHEMA.field(name), pa.nulls(len(table), _HALVES))

@@ -13,11 +13,12 @@ import json
 import struct
 import zlib
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[np.generic]
+Array = npt.NDArray[Any]
 
 _TYPES = {"int8", "uint8", "int16", "uint16", "int32", "uint32", "float32"}
 """Those that a browser has typed arrays for; `half` values travel as uint16."""

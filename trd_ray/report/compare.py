@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trd_ray.activity_records import ActorState
-from trd_ray.evaluation import EvalReport
+from trd_ray.evaluation import EvalReport, Interval
 from trd_ray.metrics import StepMetrics
 from trd_ray.report.charts import (
     Panel,
@@ -27,6 +27,8 @@ from trd_ray.report.svg import Series
 from trd_ray.roles import Role
 
 NUM_COLOURS = 8
+_NONE = "\u2013"
+"""Shown where a run has no value."""
 
 _OF_THE_PLACE = ("run.dir",)
 """Options that differ between any two runs."""
@@ -86,7 +88,7 @@ def _cells(values: Sequence[float | None], quantity: _Quantity) -> tuple[Cell, .
     cells = []
     for index, value in enumerate(values):
         if value is None:
-            cells.append(Cell(value="–"))
+            cells.append(Cell(value=_NONE))
             continue
         compared = index > 0 and first is not None
         change = value - first if compared and first is not None else 0.0
@@ -111,39 +113,48 @@ def _trend(better: float) -> str:
     return "up" if better > 0 else "down" if better < 0 else ""
 
 
+_Value = Callable[[EvalReport], float]
+_Interval = Callable[[EvalReport], Interval]
+
+_MEASURES: tuple[tuple[str, Callable[[EvalReport], int], _Value, _Interval], ...] = (
+    ("avg@k", lambda r: r.num_samples, lambda r: r.avg_at_k, lambda r: r.avg_ci95),
+    ("pass@k", lambda r: r.k, lambda r: r.pass_at_k, lambda r: r.pass_ci95),
+)
+"""(name, its k, value, interval)."""
+
+
 def _eval_rows(dataset: str, evals: Sequence[Sequence[EvalReport]]) -> list[TableRow]:
     last = [reports[-1] if reports else None for reports in evals]
-    named = [report for report in last if report is not None]
-    avg = {f"avg@{report.num_samples}" for report in named}
-    passes = {f"pass@{report.k}" for report in named}
     rows = []
-    for names, value, interval in (
-        (avg, lambda r: r.avg_at_k, lambda r: r.avg_ci95),
-        (passes, lambda r: r.pass_at_k, lambda r: r.pass_ci95),
-    ):
-        cells = []
-        for index, report in enumerate(last):
-            if report is None:
-                cells.append(Cell(value="–"))
-                continue
-            low, high = interval(report)
-            detail = f"{percent(low)} to {percent(high)}, step {report.learner_step:,}"
-            first = last[0]
-            if index == 0 or first is None:
-                cells.append(Cell(value=percent(value(report)), detail=detail))
-                continue
-            change = value(report) - value(first)
-            apart = interval(first)[1] < low or high < interval(first)[0]
-            cells.append(
-                Cell(
-                    value=percent(value(report)),
-                    detail=detail,
-                    difference=f"{100 * change:+.1f} points" + ("" if apart else ", intervals overlap"),
-                    trend=_trend(change) if apart else "",
-                )
-            )
-        rows.append(TableRow(name=f"{' / '.join(sorted(names))} on {dataset}", cells=tuple(cells)))
+    for name, of_k, value, interval in _MEASURES:
+        names = {name.replace("@k", f"@{of_k(report)}") for report in last if report is not None}
+        cells = tuple(
+            _eval_cell(report, last[0] if i else None, value, interval) for i, report in enumerate(last)
+        )
+        rows.append(TableRow(name=f"{' / '.join(sorted(names))} on {dataset}", cells=cells))
     return rows
+
+
+def _eval_cell(
+    report: EvalReport | None, first: EvalReport | None, value: _Value, interval: _Interval
+) -> Cell:
+    """`first` is what it is compared with; None in the first run."""
+    if report is None:
+        return Cell(value=_NONE)
+    low, high = interval(report)
+    cell = Cell(
+        value=percent(value(report)),
+        detail=f"{percent(low)} to {percent(high)}, step {report.learner_step:,}",
+    )
+    if first is None:
+        return cell
+    change = value(report) - value(first)
+    apart = interval(first)[1] < low or high < interval(first)[0]
+    return replace(
+        cell,
+        difference=f"{100 * change:+.1f} points" + ("" if apart else ", intervals overlap"),
+        trend=_trend(change) if apart else "",
+    )
 
 
 def _last_tenth(value: Value) -> Callable[[RunData], float | None]:
@@ -227,17 +238,14 @@ def comparison_panels(runs: Sequence[RunData]) -> list[Panel]:
 
 def _eval_panels(dataset: str, runs: Sequence[RunData]) -> list[Panel]:
     panels = []
-    for what, value, interval in (
-        ("avg@k", lambda r: r.avg_at_k, lambda r: r.avg_ci95),
-        ("pass@k", lambda r: r.pass_at_k, lambda r: r.pass_ci95),
-    ):
+    for what, of_k, value, interval in _MEASURES:
         whiskers = []
         for index, run in enumerate(runs):
             reports = by_dataset(run.evals).get(dataset, [])
             if not reports:
                 continue
-            k = reports[-1].num_samples if what == "avg@k" else reports[-1].k
-            name = f"{run.name} ({what.replace('k', str(k))})"
+            k = of_k(reports[-1])
+            name = f"{run.name} ({what.replace('@k', f'@{k}')})"
             whiskers.append(eval_whiskers(name, run_css(index), reports, value, interval))
         note = "With the 95% interval over problems."
         panels.append(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,7 @@ from trd_ray.report.selection import (
 from trd_ray.trajectory_log import read_step_table
 from trd_ray.types import TrajectorySource
 
-Numbers = npt.NDArray[np.generic]
+Numbers = npt.NDArray[Any]
 
 LISTS = (
     "rollout_token_ids",
@@ -51,7 +52,7 @@ class Row:
 
     def number(self, name: str, *, none: int = -1) -> int:
         value = self.plain[name]
-        return none if value is None else int(value)  # type: ignore[call-overload,no-any-return]
+        return none if value is None else int(value)  # type: ignore[call-overload]
 
     @property
     def is_rewritten(self) -> bool:

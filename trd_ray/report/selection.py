@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from trd_ray.report.kinds import Kind
+from trd_ray.trajectory_log import read_footer
 
 MAX_TRAJECTORIES = 20_000
 MAX_TEXT_BYTES = 40 * 2**20
@@ -72,7 +71,7 @@ def measure(paths: Sequence[Path], *, shown: Callable[[float], float]) -> tuple[
     num_rows: list[int] = []
     sizes = dict.fromkeys(_TEXTS, 0)
     for path in paths:
-        footer = pq.read_metadata(path)
+        footer = read_footer(path)
         num_rows.append(footer.num_rows)
         for group in range(footer.num_row_groups):
             for column in range(footer.num_columns):
