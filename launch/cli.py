@@ -20,6 +20,7 @@ from launch.arguments import ConfigArgument, OptionalConfigArgument, OverridesAr
 from launch.cli_config import config_app
 from launch.cli_doctor import doctor
 from launch.cli_plan import plan
+from launch.cli_report import report
 from launch.consoles import error_console
 from launch.monitoring.export import monitoring
 from trd_ray.errors import (
@@ -37,6 +38,9 @@ app = typer.Typer(
 )
 testbed_app = typer.Typer(no_args_is_help=True, help="The arithmetic testbed: make and measure its models.")
 convert_app = typer.Typer(no_args_is_help=True, help="Make model folders out of other formats.")
+app.command()(report)
+app.command()(doctor)
+app.command()(plan)
 app.add_typer(testbed_app, name="testbed")
 app.add_typer(convert_app, name="convert")
 app.command(name="monitoring")(monitoring)
@@ -122,18 +126,6 @@ def evaluate(
     from trd_ray.config_loader import load_config
 
     run_evaluation(load_config(config, overrides or []), no_ray=no_ray, as_json=as_json)
-
-
-@app.command()
-def report(run_dir: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
-    """Write report.html into a run folder, also while the run goes on."""
-    from trd_ray.report import write_report
-
-    print(write_report(run_dir))
-
-
-app.command()(doctor)
-app.command()(plan)
 
 
 @testbed_app.command(name="build")
