@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 from rich.logging import RichHandler
 
+from launch.cli_submit import submit_app
 from launch.consoles import error_console
 from trd_ray.errors import (
     ConfigError,
@@ -34,6 +35,7 @@ testbed_app = typer.Typer(no_args_is_help=True, help="The arithmetic testbed: ma
 convert_app = typer.Typer(no_args_is_help=True, help="Make model folders out of other formats.")
 app.add_typer(testbed_app, name="testbed")
 app.add_typer(convert_app, name="convert")
+app.add_typer(submit_app, name="submit")
 
 ConfigArgument = Annotated[
     Path, typer.Argument(help="A YAML file, for example configs/experiment/trd_opd.yaml")
