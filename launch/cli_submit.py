@@ -1,12 +1,12 @@
-"""`trd-ray submit CONFIG ...` and `trd-ray submit status | logs | stop`: runs on a cluster that runs already."""
+"""`trd-ray submit CONFIG ...` and `trd-ray submit status | logs | stop`: runs on a cluster that is there."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 _SEND = "(config)"
 
@@ -17,16 +17,18 @@ class _SubmitGroup(TyperGroup):
     A file that is called like a command is given as ./status.
     """
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] != "--help":
             args = [_SEND, *args]
         return super().parse_args(ctx, args)
 
-    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+    def resolve_command(
+        self, ctx: typer.Context, args: list[str]
+    ) -> tuple[str | None, TyperCommand, list[str]]:
         name, command, rest = super().resolve_command(ctx, args)
         return ("" if name == _SEND else name), command, rest
 
-    def format_help(self, ctx: Any, formatter: Any) -> None:
+    def format_help(self, ctx: typer.Context, formatter: object) -> None:
         """That of sending first."""
         send = self.commands[_SEND]
         send.format_help(type(ctx)(send, info_name=ctx.info_name, parent=ctx.parent), formatter)
@@ -56,7 +58,8 @@ JobArgument = Annotated[str, typer.Argument(help="As `trd-ray submit` printed it
 @submit_app.command(name=_SEND, hidden=True)
 def submit(
     config: Annotated[
-        Path, typer.Argument(help="A YAML file, for example configs/experiment/trd_opd.yaml", show_default=False)
+        Path,
+        typer.Argument(help="A YAML file, for example configs/experiment/trd_opd.yaml", show_default=False),
     ],
     address: AddressOption,
     overrides: Annotated[
@@ -67,7 +70,9 @@ def submit(
     ] = Path(),
     exclude: Annotated[
         list[str] | None,
-        typer.Option("--exclude", help="Leave out what matches, as in .gitignore; !PATTERN brings back. Repeatable."),
+        typer.Option(
+            "--exclude", help="Leave out what matches, as in .gitignore; !PATTERN brings back. Repeatable."
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in run.dir.")] = False,
     no_wait: Annotated[
@@ -77,7 +82,8 @@ def submit(
         bool, typer.Option("--dry-run", help="Check, show what would be sent, send nothing.")
     ] = False,
     driver_cpus: Annotated[
-        float, typer.Option("--driver-cpus", min=0.0, help="Cores kept for the driver; 0: on the head, none kept.")
+        float,
+        typer.Option("--driver-cpus", min=0.0, help="Cores kept for the driver; 0: on the head, none kept."),
     ] = 0.0,
     driver_resource: Annotated[
         list[str] | None,
@@ -90,20 +96,23 @@ def submit(
     python: Annotated[
         str,
         typer.Option(
-            "--python", help="Python on the cluster; else the one that Ray runs with there.", show_default=False
+            "--python",
+            help="Python on the cluster; else the one that Ray runs with there.",
+            show_default=False,
         ),
     ] = "",
 ) -> None:
     """Send a run to a Ray cluster, follow its log, and end as it ends.
 
-    run.dir must be an absolute path on the cluster. Exit codes: 0 the run succeeded (or was sent, with --no-wait);
-    1 it failed or was stopped, or the cluster does not answer; 2 bad arguments, configuration or token:
-    nothing was started.
+    run.dir must be an absolute path on the cluster.
+
+    Exit codes: 0 the run succeeded, or was sent with --no-wait; 1 it failed or was stopped, or the cluster
+    does not answer; 2 bad arguments, configuration or token: nothing was started.
     """
     url = _prepare(address)
-    from launch.submit.commands import Submission
-    from launch.submit.commands import submit as run_submit
     from launch.submit.job import DriverOptions, parse_env, parse_resources
+    from launch.submit.send import Submission
+    from launch.submit.send import submit as run_submit
 
     driver = DriverOptions(
         num_cpus=driver_cpus,
@@ -126,7 +135,8 @@ def submit(
 def status(
     address: AddressOption,
     job_id: Annotated[
-        str | None, typer.Argument(help="As `trd-ray submit` printed it; none for all jobs.", show_default=False)
+        str | None,
+        typer.Argument(help="As `trd-ray submit` printed it; none for all jobs.", show_default=False),
     ] = None,
 ) -> None:
     """Show one job, or all jobs of the cluster."""
@@ -141,7 +151,8 @@ def logs(
     job_id: JobArgument,
     address: AddressOption,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Until the job ends; the exit code is then the job's: 0 or 1.")
+        bool,
+        typer.Option("--follow", "-f", help="Until the job ends; the exit code is then the job's: 0 or 1."),
     ] = False,
 ) -> None:
     """Print what a job has printed."""

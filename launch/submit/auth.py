@@ -11,8 +11,8 @@ _MODE = "RAY_AUTH_MODE"
 def use_token_if_any() -> None:
     """Send a token to the cluster if this user has one and has not said otherwise.
 
-    It is Ray that reads and sends it; clusters of `ray start` and `ray.init` want one by default, and Ray's own
-    client for jobs sends one only where RAY_AUTH_MODE says so.
+    It is Ray that reads and sends it. Clusters want one by default, and Ray's own client for jobs sends one
+    only where RAY_AUTH_MODE says so.
     """
     if _MODE in os.environ:
         return

@@ -1,4 +1,4 @@
-"""Ray's job API, with patience: a lost connection is tried again for a bounded time, a refusal is explained."""
+"""Ray's job API, with patience: a lost connection is tried again for some time, a refusal is explained."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Protocol, TypeVar, cast
 
 import requests
 from ray.exceptions import AuthenticationError
@@ -50,7 +50,16 @@ class StatusError(Exception):
 class JobClient(Protocol):
     """What is used of Ray's client."""
 
-    def submit_job(self, **request: Any) -> str: ...
+    def submit_job(
+        self,
+        *,
+        entrypoint: str,
+        submission_id: str,
+        runtime_env: dict[str, object],
+        metadata: dict[str, str],
+        entrypoint_num_cpus: float | None,
+        entrypoint_resources: dict[str, float] | None,
+    ) -> str: ...
     def get_job_info(self, job_id: str) -> JobDetails: ...
     def list_jobs(self) -> list[JobDetails]: ...
     def stop_job(self, job_id: str) -> bool: ...
@@ -61,7 +70,7 @@ class JobClient(Protocol):
 class _LimitedClient(JobSubmissionClient):
     """Ray's own has no time limit on a request, and puts the status of an error into a text."""
 
-    def _do_request(self, method: str, endpoint: str, **options: Any) -> requests.Response:
+    def _do_request(self, method: str, endpoint: str, **options: object) -> requests.Response:
         options.setdefault("timeout", (_CONNECT_S, _ANSWER_S))
         response: requests.Response = super()._do_request(method, endpoint, **options)
         if response.status_code in _GATEWAY_STATUSES:
@@ -170,7 +179,9 @@ class Cluster:
             if waited_s + pause_s > self.patience.total_s:
                 raise self._no_answer(what, lost, tries=tries, took_s=waited_s) from lost
             if tries == 1:
-                log.warning("%s does not answer; it is asked again for %.0f s", self.address, self.patience.total_s)
+                log.warning(
+                    "%s does not answer; it is asked again for %.0f s", self.address, self.patience.total_s
+                )
             self._sleep(pause_s)
             pause_s = min(2 * pause_s, self.patience.most_pause_s)
 
@@ -181,9 +192,8 @@ class Cluster:
                 where=f"--address {self.address}, asked {what}",
                 got=f"{_innermost(error)} ({tries} tries in {took_s:.0f} s)",
                 expected="the dashboard of a running Ray cluster",
-                remedy="check host and port; on the head, `ray status` must answer and `ray start --head` must "
-                "have --dashboard-host with an address that is reached from here; or open a tunnel to it: "
-                "ssh -L, kubectl port-forward",
+                remedy="check host and port; `ray start --head` needs --dashboard-host with an address that "
+                "is reached from here; or open a tunnel to it: ssh -L, kubectl port-forward",
             )
         )
 
@@ -220,8 +230,8 @@ class Cluster:
                 where=f"--address {self.address}",
                 got=f"{got} ({token_source()})",
                 expected="the token that the cluster was started with",
-                remedy="`ray get-auth-token` on the head shows it; put it into ~/.ray/auth_token, into a file "
-                "that RAY_AUTH_TOKEN_PATH names, or into RAY_AUTH_TOKEN, and set RAY_AUTH_MODE=token",
+                remedy="`ray get-auth-token` on the head shows it; put it into ~/.ray/auth_token, into a "
+                "file that RAY_AUTH_TOKEN_PATH names, or into RAY_AUTH_TOKEN, and set RAY_AUTH_MODE=token",
             )
         )
 

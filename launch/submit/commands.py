@@ -1,70 +1,24 @@
-"""The commands behind `trd-ray submit`; each returns an exit code."""
+"""The commands about jobs behind `trd-ray submit status | logs | stop`; each returns an exit code.
+
+It imports neither torch nor transformers: a question about a job is answered at once.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
-import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 from ray.job_submission import JobDetails
 from rich.table import Table
 
 from launch.consoles import console, error_console, show
-from launch.submit.checks import Checked, check_submission
 from launch.submit.cluster import Cluster
 from launch.submit.follow import Follower, succeeded, wait_for_end
-from launch.submit.job import JOB_CONFIG, DriverOptions, JobRequest, job_request
-from launch.submit.package import MIB, PackingList, packing_list, write_package
-from trd_ray.config_loader import dump_config, load_config
 
-_MOST_SHOWN = 12
 _STOP_MARGIN_S = 30.0
 _MOST_STOP_S = 7200.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Submission:
-    """What the user asked for."""
-
-    config: Path
-    overrides: Sequence[str]
-    folder: Path
-    excludes: Sequence[str]
-    driver: DriverOptions
-
-
-def submit(submission: Submission, address: str, *, wait: bool, dry_run: bool) -> int:
-    """Check, pack, send, follow. Raises what the checks and `Cluster` raise."""
-    config = load_config(submission.config, submission.overrides)
-    checked = check_submission(config, submission.folder)
-    packing = packing_list(submission.folder, needed=checked.needed, excludes=submission.excludes)
-    request = job_request(
-        checked.config, submission.driver, config_name=submission.config.stem, folder=submission.folder
-    )
-    _tell(f"run folder, on the cluster   {checked.config.run.dir}")
-    _tell(f"package                      {_packing_words(packing)}")
-    for option in checked.unchecked:
-        _tell(f"checked when the job starts  {option}")
-    if dry_run:
-        _show_plan(checked, packing, request)
-        return 0
-    cluster = Cluster(address)
-    cluster.check()
-    with tempfile.TemporaryDirectory(prefix="trd-ray-submit-") as folder:
-        package = Path(folder) / "package.zip"
-        write_package(packing, {JOB_CONFIG: dump_config(checked.config)}, package)
-        job_id = cluster.submit(request, package)
-    _tell(f"job                          {job_id}")
-    if not wait:
-        show(job_id)
-        _tell(f"follow it with  trd-ray submit logs {job_id} --follow --address {address}")
-        return 0
-    return _follow(cluster, job_id)
 
 
 def status(address: str, job_id: str | None) -> int:
@@ -83,7 +37,7 @@ def logs(address: str, job_id: str, *, follow: bool) -> int:
     cluster = Cluster(address)
     if follow:
         cluster.job(job_id)
-        return _follow(cluster, job_id)
+        return follow_job(cluster, job_id)
     _write(cluster.logs(job_id))
     return 0
 
@@ -98,7 +52,7 @@ def stop(address: str, job_id: str, *, wait: bool) -> int:
     if not wait:
         show(f"{job_id} is asked to stop")
         return 0
-    _tell("it ends its step and writes a checkpoint first")
+    tell("it ends its step and writes a checkpoint first")
     ended = asyncio.run(wait_for_end(cluster, job_id, limit_s=_stop_limit_s(job)))
     show(f"{job_id} has ended: {ended.status.value}")
     return 0
@@ -110,15 +64,16 @@ def _stop_limit_s(job: JobDetails) -> float:
     return (float(left) if left.isdigit() else _MOST_STOP_S) + _STOP_MARGIN_S
 
 
-def _follow(cluster: Cluster, job_id: str) -> int:
+def follow_job(cluster: Cluster, job_id: str) -> int:
+    """Show a job's log until its end. 0 if it succeeded, else 1; Ctrl-C leaves the job alone."""
     try:
         job = asyncio.run(Follower(cluster, job_id, write=_write).follow())
     except KeyboardInterrupt:
         where = f"{job_id} --address {cluster.address}"
-        _tell(f"\nthe job goes on; follow it with  trd-ray submit logs {where} --follow")
-        _tell(f"stop it with                     trd-ray submit stop {where}")
+        tell(f"\nthe job goes on; follow it with  trd-ray submit logs {where} --follow")
+        tell(f"stop it with                     trd-ray submit stop {where}")
         return 1
-    _tell(f"job {job_id} has ended: {job.status.value}{_reason(job)}")
+    tell(f"job {job_id} has ended: {job.status.value}{_reason(job)}")
     return 0 if succeeded(job) else 1
 
 
@@ -177,34 +132,11 @@ def _took(job: JobDetails) -> str:
     return f"{(job.end_time - job.start_time) / 1000:,.0f} s"
 
 
-def _packing_words(packing: PackingList) -> str:
-    own = ", trd-ray's own packages among them" if packing.own_packages else ""
-    return (
-        f"{len(packing.files)} files, {packing.num_bytes / MIB:,.1f} MiB{own}; "
-        f"{len(packing.left_out)} files and folders left out"
-    )
-
-
-def _show_plan(checked: Checked, packing: PackingList, request: JobRequest) -> None:
-    show(dump_config(checked.config))
-    show(f"entrypoint: {request.entrypoint}")
-    show("metadata: " + ", ".join(f"{key}={value}" for key, value in request.metadata.items()))
-    for file in sorted(packing.files, key=lambda f: -f.num_bytes)[:_MOST_SHOWN]:
-        show(f"sent      {file.num_bytes / MIB:8.2f} MiB  {file.name}")
-    for left in packing.left_out:
-        show(f"left out  {left.name}: {left.reason}")
-
-
 def _write(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
 
 
-def _tell(text: str) -> None:
-    """What is for people goes beside what is for programs."""
+def tell(text: str) -> None:
+    """What is for people goes to standard error, beside what is for programs."""
     error_console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def default_folder() -> Path:
-    """The folder that the command is called in."""
-    return Path(os.getcwd())

@@ -112,8 +112,8 @@ class Follower:
                     where=f"--address {self._cluster.address}, job {self._job_id}",
                     got=f"{type(error).__name__}: {error}",
                     expected="a WebSocket connection to the job API",
-                    remedy=f"what stands between must let WebSockets through; or read it now and then: trd-ray "
-                    f"submit logs {self._job_id} --address {self._cluster.address}",
+                    remedy=f"let WebSockets through whatever stands between; or read it now and then: "
+                    f"trd-ray submit logs {self._job_id} --address {self._cluster.address}",
                 )
             ) from error
 
@@ -122,7 +122,9 @@ async def _next(stream: AsyncIterator[str]) -> str | None:
     return await anext(stream, None)
 
 
-async def wait_for_end(cluster: Cluster, job_id: str, *, limit_s: float, pace: Pace | None = None) -> JobDetails:
+async def wait_for_end(
+    cluster: Cluster, job_id: str, *, limit_s: float, pace: Pace | None = None
+) -> JobDetails:
     """Ask until a job has ended. Raises `ClusterError` after `limit_s`."""
     pause_s = (pace or Pace()).pause_s
     deadline = time.monotonic() + limit_s

@@ -18,7 +18,9 @@ JOB_CONFIG = "trd_ray_job.yaml"
 """The resolved configuration in the job's working directory."""
 STARTER = "launch/cluster/job.sh"
 _GIT_S = 10.0
-_SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|(API|ACCESS|PRIVATE|SIGNING|AUTH)_?KEY|_KEY$", re.IGNORECASE)
+_SECRET = re.compile(
+    r"TOKEN|SECRET|PASSW|CREDENTIAL|(API|ACCESS|PRIVATE|SIGNING|AUTH)_?KEY|_KEY$", re.IGNORECASE
+)
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _OURS = ("PYTHONPATH", "RAY_JOB_STOP_WAIT_TIME_S", "TRD_RAY_PYTHON", "RAY_ADDRESS")
 # What is left to do when a step and its checkpoint have reached their own limits.

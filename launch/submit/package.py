@@ -34,8 +34,8 @@ _NEVER = (
     ".ipynb_checkpoints/", ".DS_Store",
 )  # fmt: skip
 _SECRETS = (
-    ".env", ".env.*", "*.pem", "*.key", "id_rsa*", "id_ed25519*", ".netrc", ".npmrc", ".pypirc", ".ssh/", ".aws/",
-    ".kube/", ".ray/", ".docker/", ".gnupg/", "auth_token", "credentials*.json",
+    ".env", ".env.*", "*.pem", "*.key", "id_rsa*", "id_ed25519*", ".netrc", ".npmrc", ".pypirc", ".ssh/",
+    ".aws/", ".kube/", ".ray/", ".docker/", ".gnupg/", "auth_token", "credentials*.json",
 )  # fmt: skip
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack")
 # A zip file cannot hold an earlier time, and a later one would change the checksum with each packing.
@@ -212,9 +212,7 @@ class _Walk:
         return None
 
     def _take(self, path: Path, facts: os.stat_result) -> None:
-        self.files[self._name(path)] = PackedFile(
-            source=path, name=self._name(path), num_bytes=facts.st_size
-        )
+        self.files[self._name(path)] = PackedFile(source=path, name=self._name(path), num_bytes=facts.st_size)
         self._num_bytes += facts.st_size
         if self._num_bytes > MOST_BYTES:
             raise _too_large(self._folder, self.files.values())
@@ -247,7 +245,7 @@ def _too_large(folder: Path, files: Iterable[PackedFile]) -> ConfigError:
             where=f"--working-dir {folder}",
             got="among others " + ", ".join(f"{f.name} ({f.num_bytes / MIB:,.1f} MiB)" for f in largest),
             expected="code, configuration and small data",
-            remedy="put large models and data where every node sees them and give their absolute paths; leave "
-            "others out with --exclude PATTERN or a .rayignore file",
+            remedy="put large models and data where every node sees them and give their absolute paths; "
+            "leave others out with --exclude PATTERN or a .rayignore file",
         )
     )

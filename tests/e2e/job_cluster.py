@@ -67,7 +67,10 @@ class JobCluster:
 @contextmanager
 def job_cluster(*, num_cpus: int) -> Iterator[JobCluster]:
     """Nothing but Ray knows its interpreter: the node's PATH has no Python with Ray, its PYTHONPATH nothing,
-    and trd-ray is not in its folder. Afterwards no process of it is left; raises `AssertionError` if one is."""
+    and trd-ray is not in its folder.
+
+    Afterwards no process of it is left; raises `AssertionError` if one is.
+    """
     with tempfile.TemporaryDirectory(prefix="trdj", dir=_SHORT, ignore_cleanup_errors=True) as name:
         folder = Path(name)
         ports = _free_ports(6)
@@ -92,14 +95,14 @@ def job_cluster(*, num_cpus: int) -> Iterator[JobCluster]:
         assert not left, f"still there: {left}"
 
 
-def _start(
-    cluster: JobCluster, ports: list[int], *, folder: Path, num_cpus: int
-) -> subprocess.Popen[bytes]:
+def _start(cluster: JobCluster, ports: list[int], *, folder: Path, num_cpus: int) -> subprocess.Popen[bytes]:
     names = (
         "dashboard-port", "port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port",
         "metrics-export-port", "ray-client-server-port",
     )  # fmt: skip
-    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    environment = {
+        key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")
+    }
     return subprocess.Popen(
         [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block",
          "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", "--include-dashboard=true",
