@@ -83,8 +83,9 @@ class _LimitedClient(JobSubmissionClient):
 
 def connect(address: str) -> JobClient:
     """A client whose first request was answered. Raises what `requests` and Ray raise."""
-    # Ray tells each time how it made an address out of the one that it was given.
-    logging.getLogger("ray.dashboard").setLevel(logging.WARNING)
+    # Ray tells of each upload and of each connection's end.
+    for module in ("dashboard_sdk", "job.sdk"):
+        logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.WARNING)
     with _without(_ADDRESS_VARIABLES):
         return cast("JobClient", _LimitedClient(address))
 

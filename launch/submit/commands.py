@@ -91,6 +91,10 @@ def _reason(job: JobDetails) -> str:
 def show_jobs(jobs: Sequence[JobDetails]) -> None:
     """A table, newest last."""
     table = Table("job", "status", "run", "config", "started", "took")
+    for column in table.columns:
+        # An id that is cut cannot be given to the other commands.
+        column.overflow = "fold"
+    table.columns[0].no_wrap = True
     for job in sorted(jobs, key=lambda job: job.start_time or 0):
         metadata = job.metadata or {}
         table.add_row(

@@ -89,12 +89,18 @@ def entrypoint(*, resume: bool = False) -> str:
     return shlex.join(words)
 
 
+def stop_wait_s(timeouts: TimeoutConfig) -> int:
+    """Seconds within which a run that is asked to stop has ended its step and written a checkpoint.
+
+    Ray kills a job 3 s after it was asked, if it is not told otherwise.
+    """
+    return math.ceil(timeouts.generate_s + 2 * timeouts.learn_s + timeouts.sync_s + _STOP_MARGIN_S)
+
+
 def _environment(timeouts: TimeoutConfig, options: DriverOptions) -> dict[str, str]:
-    # Ray kills a job 3 s after it was asked to stop; a run ends its step and writes a checkpoint first.
-    wait_s = timeouts.generate_s + 2 * timeouts.learn_s + timeouts.sync_s + _STOP_MARGIN_S
     return {
         **dict(options.env),
-        "RAY_JOB_STOP_WAIT_TIME_S": str(math.ceil(wait_s)),
+        "RAY_JOB_STOP_WAIT_TIME_S": str(stop_wait_s(timeouts)),
         **({"TRD_RAY_PYTHON": options.python} if options.python else {}),
     }
 
