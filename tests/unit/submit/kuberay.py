@@ -57,12 +57,16 @@ CLUSTER_SPEC = record(
     rayVersion=TEXT,
     authOptions=record(mode={"enum": ["disabled", "token"]}),
     headGroupSpec=record(
-        ("template", "rayStartParams"), serviceType={"enum": ["ClusterIP"]}, rayStartParams=TEXTS, template=POD
+        ("template", "rayStartParams"),
+        serviceType={"enum": ["ClusterIP"]},
+        rayStartParams=TEXTS,
+        template=POD,
     ),
     workerGroupSpecs=each(
         record(
             ("groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"),
-            groupName=TEXT, replicas=COUNT, minReplicas=COUNT, maxReplicas=COUNT, rayStartParams=TEXTS, template=POD,
+            groupName=TEXT, replicas=COUNT, minReplicas=COUNT, maxReplicas=COUNT, rayStartParams=TEXTS,
+            template=POD,
         ),
         least=1,
     ),
@@ -85,5 +89,6 @@ def resource(kind: str) -> Schema:
     name: Schema = {"type": "string", "pattern": "^[a-z]([-a-z0-9]{0,45}[a-z0-9])?$"}
     return record(
         ("apiVersion", "kind", "metadata", "spec"),
-        apiVersion={"const": "ray.io/v1"}, kind={"const": kind}, metadata=record(("name",), name=name), spec=spec,
+        apiVersion={"const": "ray.io/v1"}, kind={"const": kind}, metadata=record(("name",), name=name),
+        spec=spec,
     )  # fmt: skip

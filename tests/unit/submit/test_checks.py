@@ -79,7 +79,7 @@ def test_relative_paths_travel_and_are_checked_as_the_job_will_see_them(tmp_path
     assert set(checked.needed) == {tmp_path / "models/mine", tmp_path / "train.jsonl"}
     assert checked.unchecked == ()
     rows(tmp_path / "train.jsonl", {"answer": "2"})
-    with pytest.raises(DataError, match="train.jsonl"):
+    with pytest.raises(DataError, match=r"train\.jsonl"):
         check(
             "student.model=models/mine",
             "data.task=math",
@@ -88,7 +88,7 @@ def test_relative_paths_travel_and_are_checked_as_the_job_will_see_them(tmp_path
             folder=tmp_path,
         )
     # The data is looked at also where a model is on the cluster alone.
-    with pytest.raises(DataError, match="train.jsonl"):
+    with pytest.raises(DataError, match=r"train\.jsonl"):
         check(
             "student.model=/shared/x",
             "data.task=math",

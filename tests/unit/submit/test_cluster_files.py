@@ -1,4 +1,4 @@
-"""The files in launch/cluster: fields, sizes and commands, as far as a machine without their clusters can tell."""
+"""The files in launch/cluster: fields, sizes and commands, as far as can be told without their clusters."""
 
 from __future__ import annotations
 
@@ -227,7 +227,7 @@ with socket.create_server(("127.0.0.1", int(port))):
 
 @pytest.fixture
 def slurm(tmp_path: Path) -> dict[str, str]:
-    """Stand-ins for the programs of a SLURM node and for trd-ray's; what they are called with is in `calls`."""
+    """Stand-ins for a SLURM node's programs and for trd-ray's; what they are called with is in `calls`."""
     bin_folder = tmp_path / "bin"
     executable(bin_folder / "scontrol", "#!/bin/sh\nprintf 'one\\ntwo\\n'\n")
     (tmp_path / "listens.py").write_text(LISTENS)
@@ -253,8 +253,9 @@ while :; do sleep 0.1; done
 """,
     )
     return {
-        "PATH": f"{bin_folder}:{os.environ['PATH']}", "SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "n[1-2]",
-        "SLURM_SUBMIT_DIR": str(tmp_path), "TRD_RAY_BIN": str(tmp_path / "venv"), "SLURM_CPUS_PER_TASK": "4",
+        "PATH": f"{bin_folder}:{os.environ['PATH']}", "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_SUBMIT_DIR": str(tmp_path), "TRD_RAY_BIN": str(tmp_path / "venv"),
+        "SLURM_CPUS_PER_TASK": "4",
     }  # fmt: skip
 
 

@@ -34,8 +34,9 @@ class FakeClient:
         if job_id == "unknown":
             raise StatusError(404, "Job unknown does not exist")
         return JobDetails(
-            type="SUBMISSION", submission_id=job_id, status=self.end, entrypoint="exec sh", driver_exit_code=3,
-            start_time=1_700_000_000_000, end_time=1_700_000_042_000, metadata={"job_name": "first"},
+            type="SUBMISSION", submission_id=job_id, status=self.end, entrypoint="exec sh",
+            driver_exit_code=3, start_time=1_700_000_000_000, end_time=1_700_000_042_000,
+            metadata={"job_name": "first"},
             message="it failed\nin line 2",
         )  # fmt: skip
 

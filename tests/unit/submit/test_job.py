@@ -95,7 +95,7 @@ def test_the_commit_is_noted_and_changes_show(tmp_path: Path):
 
 
 def test_the_starter_takes_the_python_that_its_parent_is(tmp_path: Path):
-    """Ray's worker, in whose place this process stands, has Ray's library in memory; the PATH has no Python."""
+    """This process stands in for Ray's worker: it has Ray's library in memory. The PATH has no Python."""
     train = tmp_path / "launch/train.py"
     train.parent.mkdir()
     train.write_text("import sys\nprint(sys.executable, sys.argv[1:])\n")

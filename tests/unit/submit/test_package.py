@@ -30,8 +30,8 @@ def names(folder: Path, **options: object) -> set[str]:
 def test_what_is_of_no_use_there_stays(tmp_path: Path):
     put(
         tmp_path, "a.yaml", "sub/b.py", ".git/HEAD", ".venv/bin/python", "env/pyvenv.cfg", "env/lib/x.py",
-        "sub/__pycache__/b.pyc", "runs/first/metrics.jsonl", "mine/metrics.jsonl", "mine/trajectories/1.parquet",
-        ".mypy_cache/x", "node_modules/x/y.js",
+        "sub/__pycache__/b.pyc", "runs/first/metrics.jsonl", "mine/metrics.jsonl",
+        "mine/trajectories/1.parquet", ".mypy_cache/x", "node_modules/x/y.js",
     )  # fmt: skip
     assert names(tmp_path) == {"a.yaml", "sub/b.py"}
 
