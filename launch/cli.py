@@ -1,4 +1,4 @@
-"""The command line: `trd-ray train | eval | sweep | report | doctor | plan | testbed | convert | config`.
+"""The command line: `trd-ray train`, `submit`, `sweep` and all others.
 
 Exit codes: 0 done, 1 the run failed or was stopped, 2 bad arguments or configuration (before any
 process is started).
@@ -21,6 +21,7 @@ from launch.cli_config import config_app
 from launch.cli_doctor import doctor
 from launch.cli_plan import plan
 from launch.cli_report import report
+from launch.cli_submit import submit_app
 from launch.consoles import error_console
 from launch.monitoring.export import monitoring
 from trd_ray.errors import (
@@ -45,6 +46,7 @@ app.add_typer(testbed_app, name="testbed")
 app.add_typer(convert_app, name="convert")
 app.command(name="monitoring")(monitoring)
 app.add_typer(config_app, name="config")
+app.add_typer(submit_app, name="submit")
 cli_sweep.register(app)
 
 _BAD_INPUT = (ConfigError, DataError, ModelError, MissingDependencyError)

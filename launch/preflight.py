@@ -47,11 +47,16 @@ def check_run(config: TrdConfig, *, no_ray: bool) -> RunInputs:
     _check_machine(config, no_ray=no_ray)
     check_trackers(config)
     inputs = read_inputs(config)
+    check_inputs(config, inputs)
+    return inputs
+
+
+def check_inputs(config: TrdConfig, inputs: RunInputs) -> None:
+    """What models and data must be for each other. Raises as `check_run`."""
     check_chat_template(inputs.tokenizer, inputs.student_path)
     check_chat_template(inputs.prompts.teacher_format.tokenizer, inputs.teacher_path)
-    _check_models(config, student=model_facts(inputs.student_path), teacher=model_facts(inputs.teacher_path))
+    check_models(config, student=model_facts(inputs.student_path), teacher=model_facts(inputs.teacher_path))
     check_prompt_lengths(inputs)
-    return inputs
 
 
 def check_files(config: TrdConfig, *, no_ray: bool) -> tuple[ModelFacts, ModelFacts] | None:
@@ -82,7 +87,7 @@ def check_without_inputs(
     """What can be checked where models and data are not on this machine. Raises as `check_run`."""
     _check_machine(config, no_ray=no_ray)
     load_task(config.data.task)
-    _check_models(config, student=student, teacher=teacher)
+    check_models(config, student=student, teacher=teacher)
 
 
 def _check_machine(config: TrdConfig, *, no_ray: bool) -> None:
@@ -94,7 +99,8 @@ def _check_machine(config: TrdConfig, *, no_ray: bool) -> None:
         check_ports(config)
 
 
-def _check_models(config: TrdConfig, *, student: ModelFacts, teacher: ModelFacts) -> None:
+def check_models(config: TrdConfig, *, student: ModelFacts, teacher: ModelFacts) -> None:
+    """Lengths that engines and models must hold. Raises `ConfigError`."""
     check_context(config, student=student, teacher=teacher)
     check_scored_lengths(config, student=student, teacher=teacher)
     check_prefill_lengths(config)
