@@ -45,7 +45,6 @@ def check_run(config: TrdConfig, *, no_ray: bool) -> RunInputs:
     from trd_ray.assembly import read_inputs  # imports transformers
 
     _check_machine(config, no_ray=no_ray)
-    check_trackers(config)
     inputs = read_inputs(config)
     check_inputs(config, inputs)
     return inputs
@@ -76,7 +75,7 @@ def check_files(config: TrdConfig, *, no_ray: bool) -> tuple[ModelFacts, ModelFa
     require_top_k(config.method, vocab_size=vocab_size)
     task = read_task(config)
     problems = all_problems(read_training_problems(config), read_eval_problems(config))
-    _check_models(config, student=facts[0], teacher=facts[1])
+    check_models(config, student=facts[0], teacher=facts[1])
     _check_readable(task, problems)
     return facts
 
@@ -92,6 +91,7 @@ def check_without_inputs(
 
 def _check_machine(config: TrdConfig, *, no_ray: bool) -> None:
     check_packages((*(() if no_ray else REAL_STACK), *_TASK_PACKAGES.get(config.data.task, ())))
+    check_trackers(config)
     if no_ray:
         check_one_process(config)
     else:
