@@ -269,7 +269,7 @@ def _expected_type(key: str) -> str:
         cls = typing.get_type_hints(cls)[part]
     if typing.get_origin(cls) is tuple:
         cls = typing.get_args(cls)[0]
-        return f"a list [..., ...] of {_words_of(cls)}"
+        return f"a list [..., ...] of {_words_of(cls).removeprefix('one of ')}"
     return _words_of(cls)
 
 
