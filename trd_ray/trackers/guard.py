@@ -33,7 +33,7 @@ class GuardLimits:
     """Before each further try of a row."""
     max_rows: int = 1000
     open_s: float = 180.0
-    """MLflow's client makes its tables in dozens of steps: half a minute, or more where others compute too."""
+    """MLflow's client makes its tables in dozens of steps: half a minute, more where others compute too."""
     close_s: float = 20.0
 
 
