@@ -1,4 +1,4 @@
-"""A sweep of scripted trials as a process of its own: `python -m tests.actors.scripted_sweep FILE [--resume]`."""
+"""A sweep of scripted trials as a process of its own: `python -m tests.actors.scripted_sweep FILE`."""
 
 from __future__ import annotations
 
@@ -11,4 +11,4 @@ from trd_ray.sweep.spec import load_sweep
 TRIAL = (sys.executable, "-m", "tests.actors.scripted_trial")
 
 if __name__ == "__main__":
-    sys.exit(run_sweep(load_sweep(Path(sys.argv[1])), resume="--resume" in sys.argv, command=TRIAL))
+    sys.exit(run_sweep(load_sweep(Path(sys.argv[1])), resume=False, command=TRIAL))

@@ -1,4 +1,4 @@
-"""Stands in for `trd-ray` in the trials of a sweep: writes an eval.jsonl whose curve follows from its options.
+"""Stands in for `trd-ray` in the trials of a sweep: writes an eval.jsonl that follows from its options.
 
     python scripted_trial.py train CONFIG [--no-ray] [--resume]
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from pathlib import Path
 from types import FrameType
 
 from trd_ray.config_loader import dump_config, load_config
