@@ -23,9 +23,8 @@ set: {{run: {{num_steps: 1}}}}
 def sweep(tmp_path: Path, text: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     path = tmp_path / "sweep.yaml"
     path.write_text(TEXT + text)
-    return run(
-        [sys.executable, "-m", "launch.cli", "sweep", str(path), f"sweep.dir={tmp_path / 'out'}", *SMALL, *arguments]
-    )  # fmt: skip
+    options = [f"sweep.dir={tmp_path / 'out'}", *SMALL, *arguments]
+    return run([sys.executable, "-m", "launch.cli", "sweep", str(path), *options])
 
 
 def rows(tmp_path: Path) -> dict[str, dict[str, str]]:
