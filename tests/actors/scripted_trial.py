@@ -5,8 +5,8 @@
 The value rises to learner.optimizer.learning_rate x 1000 at the last step; a step takes
 generator.sampling.temperature / 10 seconds. With run.seed 13 the first attempt fails after a step. SIGTERM
 ends it with a file `stopped` after a second, as a checkpoint would take. Unless ray.address is `local` it
-joins that cluster, holds the places of the run's actors there meanwhile, and says in a file `joined` from when
-to when, and from which node.
+joins that cluster, holds the places of the run's actors there meanwhile, and says in a file `joined` from
+when to when, and from which node.
 """
 
 from __future__ import annotations
