@@ -168,7 +168,7 @@ def shellcheck(*arguments: str, text: str | None = None) -> None:
 def test_commands_of_the_container_file_are_sound():
     for name, rest in instructions():
         if name == "RUN":
-            shellcheck("--shell=sh", "-", text=f"PART=cpu\n{rest}\n")
+            shellcheck("--shell=sh", "-", text=f"export PART=cpu\n{rest}\n")
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.name)
@@ -254,7 +254,8 @@ while :; do sleep 0.1; done
     )
     return {
         "PATH": f"{bin_folder}:{os.environ['PATH']}", "SLURM_JOB_ID": str(os.getpid()),
-        "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_SUBMIT_DIR": str(tmp_path), "TRD_RAY_BIN": str(tmp_path / "venv"),
+        "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_SUBMIT_DIR": str(tmp_path),
+        "TRD_RAY_BIN": str(tmp_path / "venv"),
         "SLURM_CPUS_PER_TASK": "4",
     }  # fmt: skip
 
