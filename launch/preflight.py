@@ -12,9 +12,11 @@ from actors.placement import GIB, total_request
 from trd_ray.assembly import RunInputs, max_student_prompt, read_inputs
 from trd_ray.chat import check_chat_template
 from trd_ray.config import TrdConfig
+from trd_ray.custom_functions import check_functions
 from trd_ray.errors import ConfigError, MissingDependencyError, describe
 from trd_ray.models import ModelFacts, model_facts
 from trd_ray.placement_plan import PlacementPlan, placement_plan
+from trd_ray.tasks.custom import check_grader
 from trd_ray.tasks.registry import load_task
 from trd_ray.types import Problem
 
@@ -29,6 +31,7 @@ def check_run(config: TrdConfig, *, no_ray: bool) -> RunInputs:
     Raises `ConfigError`, `DataError`, `ModelError` or `MissingDependencyError`.
     """
     _check_machine(config, no_ray=no_ray)
+    check_functions(config.method)
     inputs = read_inputs(config)
     check_chat_template(inputs.tokenizer, inputs.student_path)
     check_chat_template(inputs.prompts.teacher_format.tokenizer, inputs.teacher_path)
@@ -43,6 +46,7 @@ def check_without_inputs(
     """What can be checked where models and data are not on this machine. Raises as `check_run`."""
     _check_machine(config, no_ray=no_ray)
     load_task(config.data.task)
+    check_functions(config.method)
     _check_models(config, student=student, teacher=teacher)
 
 
@@ -208,4 +212,4 @@ def check_prompt_lengths(inputs: RunInputs) -> None:
 def _check_problem(problem: Problem, inputs: RunInputs) -> None:
     inputs.prompts.student(problem)
     # A problem that the task cannot read at all must not show only when it is graded.
-    inputs.task.grade(problem, "")
+    check_grader(inputs.task, problem)

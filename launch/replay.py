@@ -14,6 +14,7 @@ from launch.progress import Progress, closing_table
 from launch.signals import Signals
 from trd_ray.config import TrdConfig
 from trd_ray.config_loader import dump_config
+from trd_ray.custom_functions import check_functions
 from trd_ray.interfaces import Learner
 from trd_ray.metrics import MetricsWriter, read_metrics
 from trd_ray.observer import Observers
@@ -32,6 +33,7 @@ def replay(run_dir: Path, overrides: Sequence[str], *, no_ray: bool, dry_run: bo
     """
     plan = plan_replay(run_dir, overrides)
     models = plan.model_paths()
+    check_functions(plan.config.method)
     if not no_ray:
         check_packages(REAL_STACK)
         check_resources(plan.config, learner_plan(plan.config))
