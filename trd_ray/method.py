@@ -225,7 +225,7 @@ def _loss_words(method: MethodConfig) -> str:
         Divergence.FORWARD_KL: "forward KL",
         Divergence.REVERSE_KL: "reverse KL",
         Divergence.JSD: f"Jensen-Shannon divergence (beta {method.beta:g})",
-        Divergence.CUSTOM: f"{method.divergence_function} (custom)",
+        Divergence.CUSTOM: f"custom divergence {method.divergence_function}",
         Divergence.NONE: "",
     }[method.divergence]
     words = [name, _support_words(method)]

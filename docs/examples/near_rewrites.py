@@ -6,7 +6,7 @@ from rapidfuzz.distance import Levenshtein
 
 from trd_ray.refine_gate import Candidate
 
-MOST_CHANGED = 0.5
+MOST_CHANGED = 0.1
 """Share of the characters."""
 
 
