@@ -11,8 +11,8 @@ import psutil
 from actors.placement import GIB, total_request
 from trd_ray.assembly import RunInputs, max_student_prompt, read_inputs
 from trd_ray.chat import check_chat_template
-from trd_ray.config import TrdConfig
-from trd_ray.custom_functions import check_functions
+from trd_ray.choices import Divergence, RefineGate
+from trd_ray.config import MethodConfig, TrdConfig
 from trd_ray.errors import ConfigError, MissingDependencyError, describe
 from trd_ray.models import ModelFacts, model_facts
 from trd_ray.placement_plan import PlacementPlan, placement_plan
@@ -31,7 +31,6 @@ def check_run(config: TrdConfig, *, no_ray: bool) -> RunInputs:
     Raises `ConfigError`, `DataError`, `ModelError` or `MissingDependencyError`.
     """
     _check_machine(config, no_ray=no_ray)
-    check_functions(config.method)
     inputs = read_inputs(config)
     check_chat_template(inputs.tokenizer, inputs.student_path)
     check_chat_template(inputs.prompts.teacher_format.tokenizer, inputs.teacher_path)
@@ -46,17 +45,25 @@ def check_without_inputs(
     """What can be checked where models and data are not on this machine. Raises as `check_run`."""
     _check_machine(config, no_ray=no_ray)
     load_task(config.data.task)
-    check_functions(config.method)
     _check_models(config, student=student, teacher=teacher)
 
 
 def _check_machine(config: TrdConfig, *, no_ray: bool) -> None:
     check_packages((*(() if no_ray else REAL_STACK), *_TASK_PACKAGES.get(config.data.task, ())))
+    check_own_functions(config.method)
     if no_ray:
         check_one_process(config)
     else:
         check_resources(config, placement_plan(config))
         check_ports(config)
+
+
+def check_own_functions(method: MethodConfig) -> None:
+    """Load and try the functions of the user's own that a method names."""
+    if method.divergence is Divergence.CUSTOM or method.refine_gate.kind is RefineGate.CUSTOM:
+        from trd_ray.custom_functions import check_functions  # imports torch
+
+        check_functions(method)
 
 
 def _check_models(config: TrdConfig, *, student: ModelFacts, teacher: ModelFacts) -> None:

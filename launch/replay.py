@@ -9,12 +9,11 @@ from pathlib import Path
 
 from launch.consoles import console, show
 from launch.exits import started
-from launch.preflight import REAL_STACK, check_packages, check_ports, check_resources
+from launch.preflight import REAL_STACK, check_own_functions, check_packages, check_ports, check_resources
 from launch.progress import Progress, closing_table
 from launch.signals import Signals
 from trd_ray.config import TrdConfig
 from trd_ray.config_loader import dump_config
-from trd_ray.custom_functions import check_functions
 from trd_ray.interfaces import Learner
 from trd_ray.metrics import MetricsWriter, read_metrics
 from trd_ray.observer import Observers
@@ -33,7 +32,7 @@ def replay(run_dir: Path, overrides: Sequence[str], *, no_ray: bool, dry_run: bo
     """
     plan = plan_replay(run_dir, overrides)
     models = plan.model_paths()
-    check_functions(plan.config.method)
+    check_own_functions(plan.config.method)
     if not no_ray:
         check_packages(REAL_STACK)
         check_resources(plan.config, learner_plan(plan.config))

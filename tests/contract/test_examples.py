@@ -36,7 +36,7 @@ def in_the_folder_of_the_examples(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def example(name: str, run_dir: Path) -> TrdConfig:
-    short = ["run.num_steps=2", "pipeline.prompts_per_step=8", "data.eval=''", "run.tensorboard=false"]
+    short = ["run.num_steps=2", "pipeline.prompts_per_step=8", "data.eval=''"]
     return load_config(f"{name}.yaml", [f"run.dir={run_dir}", *short])
 
 
