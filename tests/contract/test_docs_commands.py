@@ -15,11 +15,14 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from typer.core import TyperGroup
 
 from launch.cli import app
 from tests.contract.docs_pages import PAGES, ROOT, bash_commands, blocks, name_of, prose, spans
 from trd_ray import choices, outcomes, types
+from trd_ray.config import TrdConfig
 from trd_ray.config_loader import known_keys, load_config
 from trd_ray.errors import ConfigError
 from trd_ray.evaluation import EvalReport
@@ -29,14 +32,15 @@ from trd_ray.runtime_metrics import RuntimeMetrics
 pages = pytest.mark.parametrize("page", PAGES, ids=name_of)
 SECTIONS = {key.partition(".")[0] for key in known_keys()}
 # A single option may contradict the defaults and be right elsewhere; it must be valid in one of these.
-BASES = [
-    ROOT / f"configs/{name}.yaml"
-    for name in (
-        "base", "experiment/trd_opd", "experiment/trd_opd_top_k", "experiment/trd_opd_spliced",
-        "experiment/grpo", "experiment/opsd_ema", "experiment/qwen3/trd_opd_4b",
-        "experiment/qwen3/trd_opd_top_k_4b",
-    )
-]  # fmt: skip
+BASES = (
+    "trd_opd",
+    "trd_opd_filtered",
+    "trd_opd_top_k",
+    "grpo",
+    "opsd_ema",
+    "qwen3/trd_opd_4b",
+    "qwen3/trd_opd_top_k_4b",
+)
 _OVERRIDE = re.compile(rf"(?:{'|'.join(SECTIONS)})(?:\.[a-z_0-9]+)+=\S.*")
 _KEY = re.compile(rf"((?:{'|'.join(SECTIONS)})(?:\.[a-z_0-9]+)+)(?:\.\*|\.)?(?::.*)?")
 _FILES = (".json", ".jsonl", ".yaml", ".html", ".py", ".parquet", ".md", ".proto", ".txt")
@@ -83,20 +87,23 @@ def command_options() -> dict[str, set[str]]:
 
 
 def is_valid(overrides: list[str]) -> bool:
-    return any(loads(base, overrides) for base in BASES)
+    return any(holds(name, tuple(overrides)) for name in BASES)
+
+
+@lru_cache(maxsize=len(BASES))
+def base_tree(name: str) -> TrdConfig:
+    return load_config(ROOT / f"configs/experiment/{name}.yaml")
 
 
 @lru_cache(maxsize=1024)
-def loads_cached(base: Path, overrides: tuple[str, ...]) -> bool:
+def holds(base: str, overrides: tuple[str, ...]) -> bool:
+    """All at once, which the loader does one by one so that it can name a line."""
+    tree = OmegaConf.structured(base_tree(base))
     try:
-        load_config(base, list(overrides))
-    except ConfigError:
+        OmegaConf.to_object(OmegaConf.merge(tree, OmegaConf.from_dotlist(list(overrides))))
+    except (ConfigError, OmegaConfBaseException):
         return False
     return True
-
-
-def loads(base: Path, overrides: list[str]) -> bool:
-    return loads_cached(base, tuple(overrides))
 
 
 @pages
@@ -239,7 +246,7 @@ def test_metrics_and_values_that_are_named_exist(name: str):
     for module in (choices, outcomes, types):
         known |= {m.value for e in vars(module).values() if isinstance(e, EnumType) for m in e}
     # Endings of `generator_idle_s` and the like; a folder of the run.
-    known |= {"_idle_s", "buffer_log", "trd_ray", "avg_at_k", "py_spy"}
+    known |= {"_idle_s", "buffer_log", "trd_ray", "y_o", "y_r"}
     for span in spans(page):
         if re.fullmatch(r"_?[a-z]+(_[a-z0-9]+)+", span):
             assert span in known, f"`{span}` in {name}.md is no metric, option or value"
