@@ -1,4 +1,4 @@
-"""The command line: `trd-ray train | eval | report | doctor | testbed | convert`.
+"""The command line: `trd-ray train | eval | report | doctor | testbed | convert | config`.
 
 Exit codes: 0 done, 1 the run failed or was stopped, 2 bad arguments or configuration (before any
 process is started).
@@ -15,7 +15,10 @@ from typing import Annotated
 import typer
 from rich.logging import RichHandler
 
+from launch.arguments import ConfigArgument, OptionalConfigArgument, OverridesArgument
+from launch.cli_config import config_app
 from launch.consoles import error_console
+from launch.monitoring.export import monitoring
 from trd_ray.errors import (
     ConfigError,
     DataError,
@@ -26,7 +29,6 @@ from trd_ray.errors import (
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Distributed post-training by on-policy distillation with trajectory refinement (TRD).",
 )
@@ -34,23 +36,15 @@ testbed_app = typer.Typer(no_args_is_help=True, help="The arithmetic testbed: ma
 convert_app = typer.Typer(no_args_is_help=True, help="Make model folders out of other formats.")
 app.add_typer(testbed_app, name="testbed")
 app.add_typer(convert_app, name="convert")
-
-ConfigArgument = Annotated[
-    Path, typer.Argument(help="A YAML file, for example configs/experiment/trd_opd.yaml")
-]
-OverridesArgument = Annotated[
-    list[str] | None, typer.Argument(help="Overrides: key.path=value ...", show_default=False)
-]
+app.command(name="monitoring")(monitoring)
+app.add_typer(config_app, name="config")
 
 _BAD_INPUT = (ConfigError, DataError, ModelError, MissingDependencyError)
 
 
 @app.command()
 def train(
-    config: Annotated[
-        str | None,
-        typer.Argument(help="A YAML file, for example configs/experiment/trd_opd.yaml; none with --replay"),
-    ] = None,
+    config: OptionalConfigArgument = None,
     overrides: OverridesArgument = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in run.dir.")] = False,
     no_ray: Annotated[
@@ -58,6 +52,10 @@ def train(
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check and show everything, start nothing.")
+    ] = False,
+    deep: Annotated[
+        bool,
+        typer.Option("--deep", help="With --dry-run: load the tokenizers too, check every prompt's length."),
     ] = False,
     replay: Annotated[
         Path | None,
@@ -70,8 +68,6 @@ def train(
     ] = None,
 ) -> None:
     """Train a student; write a run folder with metrics, trajectories, checkpoints and a report."""
-    from launch.dry_run import show_plan
-    from launch.train import train as run_training
     from trd_ray.config_loader import load_config
 
     if replay is not None:
@@ -80,11 +76,19 @@ def train(
         given = _replay_overrides(config, overrides or [], resume=resume)
         raise typer.Exit(run_replay(replay, given, no_ray=no_ray, dry_run=dry_run))
     if config is None:
-        raise typer.BadParameter("it is missing", param_hint="'CONFIG'")
+        raise typer.BadParameter("it is missing; name a file of configs/experiment", param_hint="'CONFIG'")
+    if deep and not dry_run:
+        raise typer.BadParameter(
+            "a start checks everything; leave it out", param_hint="'--deep' without '--dry-run'"
+        )
     loaded = load_config(Path(config), overrides or [])
     if dry_run:
-        show_plan(loaded, no_ray=no_ray)
+        from launch.dry_run import show_plan
+
+        show_plan(loaded, no_ray=no_ray, deep=deep)
         return
+    from launch.train import train as run_training
+
     raise typer.Exit(run_training(loaded, resume=resume, no_ray=no_ray))
 
 
@@ -179,7 +183,7 @@ def main() -> None:
     for ring in ("trd_ray", "actors", "launch"):
         logging.getLogger(ring).setLevel(logging.INFO)
     try:
-        app()
+        app(prog_name="trd-ray")
     except (asyncio.CancelledError, KeyboardInterrupt):
         _complain("stopped by a signal")
         sys.exit(1)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Make .venv and install the CPU stack into it, once. A second run starts in seconds: a stamp holds
-# the checksum of what was installed. Usage: launch/setup.sh [cpu] [dev] [smollm2]   (default: cpu)
+# the checksum of what was installed. Usage: launch/setup.sh [cpu] [dev] [smollm2] [trackers]   (default: cpu)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -28,7 +28,7 @@ install_torch() {
 
 install_part() {
   local part=$1 file="launch/requirements/$1.txt" stamp=".venv/.installed-$1" sum
-  [ -f "$file" ] || { echo "setup: unknown part '$part'; expected cpu, dev or smollm2" >&2; exit 2; }
+  [ -f "$file" ] || { echo "setup: unknown part '$part'; expected cpu, dev, smollm2 or trackers" >&2; exit 2; }
   sum=$(sha256sum "$file" | cut -d' ' -f1)
   [ "$(cat "$stamp" 2>/dev/null)" = "$sum" ] && return
   echo "setup: installing $part (once; a few minutes for cpu) ..."

@@ -3,7 +3,7 @@
 # Arguments go to pytest, for example: ./launch/test.sh tests/unit
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-launch/setup.sh cpu dev smollm2
+launch/setup.sh cpu dev smollm2 trackers
 bin=.venv/bin
 $bin/ruff check .
 $bin/ruff format --check .

@@ -217,3 +217,16 @@ class PlacementStrategy(StrEnum):
     """On as few nodes as possible: pushes and gradients stay inside a node while they can."""
     SPREAD = "spread"
     """Over as many nodes as possible: for nodes that are short of host memory."""
+
+
+class TrackerKind(StrEnum):
+    """Where a run's numbers are recorded, beside `metrics.jsonl` and `eval.jsonl`."""
+
+    TENSORBOARD = "tensorboard"
+    """Event files in the run folder."""
+    WANDB = "wandb"
+    """Weights & Biases."""
+    MLFLOW = "mlflow"
+    """An MLflow server, or a SQLite file."""
+    TRACKIO = "trackio"
+    """A SQLite file that `trackio show` displays."""

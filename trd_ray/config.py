@@ -7,6 +7,7 @@ is given its own block, never the whole tree. Values that follow from others are
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from trd_ray.checks import (
@@ -38,9 +39,11 @@ from trd_ray.choices import (
     Tail,
     TeacherWeights,
     TokenGate,
+    TrackerKind,
 )
 from trd_ray.method import check_method, check_scoring, method_sentence
 from trd_ray.placement_checks import check_placement
+from trd_ray.secrets_mask import has_credentials, mask_text
 from trd_ray.types import TeacherContext, TrajectorySource
 
 
@@ -60,8 +63,9 @@ class RunConfig:
     """Checkpoint after every so many steps, and always after the last; 0 means only the last."""
     keep_checkpoints: int = 2
     """Newest checkpoints kept; older ones are deleted. 1 or more."""
-    tensorboard: bool = True
-    """Write TensorBoard events into the run folder."""
+    trackers: tuple[TrackerKind, ...] = (TrackerKind.TENSORBOARD,)
+    """Where the numbers go beside the run folder's own files: any of `tensorboard`, `wandb`, `mlflow`,
+    `trackio`; `[]` is none. The `tracking` section says how."""
     trace_steps: int = 200
     """Steps in `trace.json`, which shows in Perfetto what each actor did: the first so many after a start
     or a resume, and of later ones two in every hundred. The file ends at 256 MiB. 0 writes none."""
@@ -706,6 +710,45 @@ class FaultConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """How the run appears in W&B, MLflow and trackio (`run.trackers`)."""
+
+    project: str = "trd-ray"
+    """Project there; MLflow calls it an experiment. Letters, digits, `-` and `_`."""
+    name: str = ""
+    """Name of the run there. Empty: that of the run folder."""
+    tags: tuple[str, ...] = ()
+    """Words to find the run by; trackio, which has no tags, shows them in the configuration."""
+    offline: bool = False
+    """Send nothing over the network: W&B writes files for `wandb sync`, MLflow a SQLite file, both in the
+    run folder."""
+    mlflow_uri: str = ""
+    """MLflow's tracking server or database. Empty: `MLFLOW_TRACKING_URI`, or `mlflow.db` in the run folder
+    where that is not set either. Credentials belong into `MLFLOW_TRACKING_USERNAME` and `_PASSWORD`."""
+
+    def __post_init__(self) -> None:
+        require(
+            re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", self.project) is not None,
+            "tracking.project", self.project, "1 to 100 letters, digits, `-` and `_`",
+            "choose a plain name: it becomes part of file names and addresses",
+        )  # fmt: skip
+        require(
+            len(self.name) <= 100 and self.name.isprintable(),
+            "tracking.name", self.name, "at most 100 printable characters", "choose a shorter name",
+        )  # fmt: skip
+        require(
+            all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 ._:/-]{0,63}", tag) for tag in self.tags),
+            "tracking.tags", list(self.tags), "words of at most 64 letters, digits, spaces and `._:/-`",
+            "mend the tags",
+        )  # fmt: skip
+        require(
+            not has_credentials(self.mlflow_uri),
+            "tracking.mlflow_uri", mask_text(self.mlflow_uri), "an address without credentials",
+            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment instead",
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrdConfig:
     """The whole tree."""
 
@@ -723,6 +766,7 @@ class TrdConfig:
     ray: RayConfig = field(default_factory=RayConfig)
     timeouts: TimeoutConfig = field(default_factory=TimeoutConfig)
     faults: FaultConfig = field(default_factory=FaultConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
         for name, engine, budget in (
@@ -786,6 +830,12 @@ class TrdConfig:
         if needed and self.method.teacher_weights is TeacherWeights.EXTERNAL:
             return self.teacher.model
         return self.student.model
+
+    @property
+    def max_student_prompt(self) -> int:
+        """The generators' context less the largest output budget of a rollout, in tokens."""
+        most_output = max(self.generator.sampling.max_tokens, self.eval.sampling.max_tokens)
+        return self.generator.engine.max_model_len - most_output
 
     @property
     def max_trajectory_tokens(self) -> int:

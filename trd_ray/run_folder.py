@@ -141,6 +141,11 @@ class RunFolder:
         return self.path / "tensorboard"
 
     @property
+    def trackers(self) -> Path:
+        """The ids of this run in the trackers where it is open."""
+        return self.path / "trackers.json"
+
+    @property
     def trace(self) -> Path:
         return self.path / "trace.json"
 

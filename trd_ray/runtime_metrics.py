@@ -92,20 +92,3 @@ class RuntimeMetrics:
         total = sum(known)
         part = getattr(self, f"{role}_{state}_s")
         return None if part is None or total <= 0 else float(part) / total
-
-    def scalars(self) -> dict[str, float | None]:
-        """By TensorBoard tag: `area/quantity_unit`."""
-        tags: dict[str, float | None] = {
-            f"{role}/{state}_share": self.share(role, state) for role in Role for state in ActorState
-        }
-        for role in (Role.GENERATOR, Role.TEACHER):
-            tags[f"{role}/queue_mean"] = getattr(self, f"{role}_queue_mean")
-        for role in Role:
-            tags[f"faults/num_restarts_{role}"] = getattr(self, f"num_restarts_{role}")
-        return tags | {
-            "pipeline/buffer_depth_mean": self.buffer_depth_mean,
-            "pipeline/in_flight_mean": self.in_flight_mean,
-            "pipeline/num_stale_dropped": self.num_stale_dropped,
-            "pipeline/num_refreshed": self.num_refreshed,
-            "faults/num_retries": self.num_retries,
-        }

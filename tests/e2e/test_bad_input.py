@@ -13,7 +13,7 @@ import pytest
 import ray
 
 from launch.cli import main
-from trd_ray.models import resolve_model
+from trd_ray.model_files import resolve_model
 
 TRD_OPD = str(Path(__file__).parents[2] / "configs/experiment/trd_opd.yaml")
 

@@ -159,7 +159,7 @@ def fake_run(
     config = plain(dataclasses.asdict(fake_config(num_steps=num_steps, refines=refines)))
     folder.config.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     problems = generate_problems(seed=seed, split=Split.TRAIN)
-    with MetricsWriter(folder, tensorboard=False) as writer:
+    with MetricsWriter(folder) as writer:
         for step in range(done_steps + 1):
             skill = 0.22 + 0.28 * (1 - math.exp(-3 * step / num_steps))
             if step:

@@ -105,7 +105,7 @@ def test_texts_are_escaped_wherever_they_stand(tmp_path):
     folder = fake_run(tmp_path / "a<b>", num_steps=2, per_step=2, evals=False)
     folder.config.write_text(folder.config.read_text().replace("testbed:student", evil))
     samples = [GradedSample(prompt_id=str(i), correct=i > 1, num_tokens=3, truncated=False) for i in range(4)]
-    with MetricsWriter(folder, tensorboard=False) as writer:
+    with MetricsWriter(folder) as writer:
         writer.on_eval(summarise(samples, learner_step=0, dataset=f'{evil}"'))
     html, _ = page_of(folder)
     assert evil not in html
@@ -167,7 +167,7 @@ def test_a_loss_that_is_not_finite_is_a_gap_and_a_warning(tmp_path):
     folder = fake_run(tmp_path / "run", num_steps=3, evals=False)
     steps = read_metrics(folder.metrics)
     folder.metrics.unlink()
-    with MetricsWriter(folder, tensorboard=False) as writer:
+    with MetricsWriter(folder) as writer:
         for step in steps:
             writer.on_step(dataclasses.replace(step, loss=math.nan if step.learner_step == 2 else step.loss))
     html, _ = page_of(folder)
