@@ -1,4 +1,4 @@
-"""The command line: `trd-ray train | eval | report | doctor | testbed | convert | config`.
+"""The command line: `trd-ray train`, `submit`, `sweep` and all others.
 
 Exit codes: 0 done, 1 the run failed or was stopped, 2 bad arguments or configuration (before any
 process is started).
@@ -15,8 +15,13 @@ from typing import Annotated
 import typer
 from rich.logging import RichHandler
 
+from launch import cli_sweep
 from launch.arguments import ConfigArgument, OptionalConfigArgument, OverridesArgument
 from launch.cli_config import config_app
+from launch.cli_doctor import doctor
+from launch.cli_plan import plan
+from launch.cli_report import report
+from launch.cli_submit import submit_app
 from launch.consoles import error_console
 from launch.monitoring.export import monitoring
 from trd_ray.errors import (
@@ -34,10 +39,15 @@ app = typer.Typer(
 )
 testbed_app = typer.Typer(no_args_is_help=True, help="The arithmetic testbed: make and measure its models.")
 convert_app = typer.Typer(no_args_is_help=True, help="Make model folders out of other formats.")
+app.command()(report)
+app.command()(doctor)
+app.command()(plan)
 app.add_typer(testbed_app, name="testbed")
 app.add_typer(convert_app, name="convert")
 app.command(name="monitoring")(monitoring)
 app.add_typer(config_app, name="config")
+app.add_typer(submit_app, name="submit")
+cli_sweep.register(app)
 
 _BAD_INPUT = (ConfigError, DataError, ModelError, MissingDependencyError)
 
@@ -118,23 +128,6 @@ def evaluate(
     from trd_ray.config_loader import load_config
 
     run_evaluation(load_config(config, overrides or []), no_ray=no_ray, as_json=as_json)
-
-
-@app.command()
-def report(run_dir: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
-    """Write report.html into a run folder, also while the run goes on."""
-    from trd_ray.report import write_report
-
-    print(write_report(run_dir))
-
-
-@app.command()
-def doctor(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
-    """Check that engine, teacher and learner agree: log-probabilities, divergence, tokenizer, template."""
-    from launch.doctor import examine
-    from trd_ray.config_loader import load_config
-
-    raise typer.Exit(examine(load_config(config, overrides or [])))
 
 
 @testbed_app.command(name="build")

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
-from rich.table import Table
-
-from launch.consoles import console, show
+from launch.consoles import show
+from launch.plan_view import show_costs, show_memory
 from launch.preflight import check_files, check_run, check_without_inputs
 from trd_ray.config import TrdConfig
 from trd_ray.config_loader import dump_config
+from trd_ray.cost.plan import cost_plan
 from trd_ray.log_size import log_bytes_per_step
-from trd_ray.memory_checks import memory_checks
-from trd_ray.memory_plan import RoleMemory, memory_plan
 from trd_ray.model_files import ModelFacts, model_facts
 from trd_ray.placement_drawing import draw_placement
 from trd_ray.placement_plan import placement_plan
@@ -57,10 +53,9 @@ def show_plan(config: TrdConfig, *, no_ray: bool, deep: bool = False) -> None:
         return
     drawing = draw_placement(placement_plan(config), gpus_per_node=config.placement.gpus_per_node)
     show("\n".join([f"placement ({config.placement.mode.value}): {drawing[0]}", *drawing[1:], ""]))
-    roles = memory_plan(config, student=facts[0], teacher=facts[1])
-    console.print(_memory_table(roles))
-    for line in _memory_lines(config, roles):
-        show(line)
+    plan = cost_plan(config, student=facts[0], teacher=facts[1])
+    show_memory(plan)
+    show_costs(plan)
 
 
 def _check(config: TrdConfig, *, no_ray: bool, deep: bool) -> tuple[tuple[ModelFacts, ModelFacts], bool]:
@@ -80,23 +75,3 @@ def _log_words(num_bytes: int) -> str:
     if num_bytes == 0:
         return "none (pipeline.log_targets=false)"
     return f"at most {num_bytes / _MIB:,.1f} MiB a step on disk, with every answer as long as it may be"
-
-
-def _memory_table(roles: Sequence[RoleMemory]) -> Table:
-    table = Table("role", "actors", "part", "MiB a device", title="memory without libraries")
-    for role in roles:
-        for i, (part, num_bytes) in enumerate(role.parts.items()):
-            first = (role.role.value, str(role.num_actors)) if i == 0 else ("", "")
-            table.add_row(*first, part, f"{num_bytes / _MIB:,.1f}")
-        table.add_row("", "", "total", f"{role.total / _MIB:,.1f}", end_section=True)
-    return table
-
-
-def _memory_lines(config: TrdConfig, roles: Sequence[RoleMemory]) -> Iterator[str]:
-    for role in roles:
-        if role.kv is not None:
-            yield f"{role.role.value}: {role.kv.words()}"
-    checks = memory_checks(config, roles)
-    yield from (check.words() for check in checks)
-    if not checks:
-        yield "whether it fits is not known: set placement.device_memory_gib to the memory of one GPU"

@@ -47,13 +47,17 @@ def check_run(config: TrdConfig, *, no_ray: bool) -> RunInputs:
     from trd_ray.assembly import read_inputs  # imports transformers
 
     _check_machine(config, no_ray=no_ray)
-    check_trackers(config)
     inputs = read_inputs(config)
+    check_inputs(config, inputs)
+    return inputs
+
+
+def check_inputs(config: TrdConfig, inputs: RunInputs) -> None:
+    """What models and data must be for each other. Raises as `check_run`."""
     check_chat_template(inputs.tokenizer, inputs.student_path)
     check_chat_template(inputs.prompts.teacher_format.tokenizer, inputs.teacher_path)
-    _check_models(config, student=model_facts(inputs.student_path), teacher=model_facts(inputs.teacher_path))
+    check_models(config, student=model_facts(inputs.student_path), teacher=model_facts(inputs.teacher_path))
     check_prompt_lengths(inputs)
-    return inputs
 
 
 def check_files(config: TrdConfig, *, no_ray: bool) -> tuple[ModelFacts, ModelFacts] | None:
@@ -73,7 +77,7 @@ def check_files(config: TrdConfig, *, no_ray: bool) -> tuple[ModelFacts, ModelFa
     require_top_k(config.method, vocab_size=vocab_size)
     task = read_task(config)
     problems = all_problems(read_training_problems(config), read_eval_problems(config))
-    _check_models(config, student=facts[0], teacher=facts[1])
+    check_models(config, student=facts[0], teacher=facts[1])
     _check_readable(task, problems)
     return facts
 
@@ -84,12 +88,13 @@ def check_without_inputs(
     """What can be checked where models and data are not on this machine. Raises as `check_run`."""
     _check_machine(config, no_ray=no_ray)
     load_task(config.data.task)
-    _check_models(config, student=student, teacher=teacher)
+    check_models(config, student=student, teacher=teacher)
 
 
 def _check_machine(config: TrdConfig, *, no_ray: bool) -> None:
     check_packages((*(() if no_ray else REAL_STACK), *_TASK_PACKAGES.get(config.data.task, ())))
     check_own_functions(config.method)
+    check_trackers(config)
     if no_ray:
         check_one_process(config)
     else:
@@ -105,7 +110,8 @@ def check_own_functions(method: MethodConfig) -> None:
         check_functions(method)
 
 
-def _check_models(config: TrdConfig, *, student: ModelFacts, teacher: ModelFacts) -> None:
+def check_models(config: TrdConfig, *, student: ModelFacts, teacher: ModelFacts) -> None:
+    """Lengths that engines and models must hold. Raises `ConfigError`."""
     check_context(config, student=student, teacher=teacher)
     check_scored_lengths(config, student=student, teacher=teacher)
     check_prefill_lengths(config)

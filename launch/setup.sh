@@ -37,6 +37,20 @@ install_part() {
   echo "$sum" >"$stamp"
 }
 
+# The browser tests open the report in Debian's chromium; playwright's own download is not used.
+install_chromium() {
+  if command -v chromium >/dev/null 2>&1; then return; fi
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+    echo "setup: installing chromium (once) ..."
+    if apt-get update -qq >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; then
+      return
+    fi
+  fi
+  echo "setup: the browser tests need 'chromium' on the PATH, and it could not be installed here." >&2
+  echo "setup: install it as root (apt-get install chromium), then run this again." >&2
+  exit 2
+}
+
 install_project() {
   local stamp=.venv/.installed-project sum
   sum=$(sha256sum pyproject.toml | cut -d' ' -f1)
@@ -53,5 +67,8 @@ if [ ! -x .venv/bin/pip ]; then
     "$python" -m pip --python .venv/bin/python install --quiet pip
   }
 fi
-for part in "${@:-cpu}"; do install_part "$part"; done
+for part in "${@:-cpu}"; do
+  install_part "$part"
+  if [ "$part" = dev ]; then install_chromium; fi
+done
 install_project

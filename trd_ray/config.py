@@ -582,6 +582,9 @@ class LearnerConfig:
     """Recompute activations in the backward pass: less memory, about a third more time."""
     kl_chunk_size: int = 2048
     """Tokens whose logits are held at once. 1 or more."""
+    record_token_values: bool = True
+    """Keep each trained token's divergence and student logprob in `trajectories/`, as float16: 4 bytes a
+    token before compression. The report colours tokens by them."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 

@@ -5,11 +5,8 @@ Run `python -m trd_ray.config_docs > configs/base.yaml` after a change of config
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import functools
 import inspect
-import itertools
 import sys
 import textwrap
 import typing
@@ -18,8 +15,8 @@ from enum import StrEnum
 
 import yaml
 
-from trd_ray import config
 from trd_ray.config import TrdConfig
+from trd_ray.field_docs import field_descriptions
 
 _WIDTH = 100
 _HEADER = """\
@@ -76,29 +73,6 @@ def scalar_yaml(value: object) -> str:
 
 def _plain(value: object) -> object:
     return value.value if isinstance(value, StrEnum) else value
-
-
-def field_descriptions(cls: type) -> dict[str, str]:
-    """The string under each field, read from the source of config.py."""
-    body = next(
-        node.body for node in _source().body if isinstance(node, ast.ClassDef) and node.name == cls.__name__
-    )
-    found: dict[str, str] = {}
-    for node, following in itertools.pairwise(body):
-        if (
-            isinstance(node, ast.AnnAssign)
-            and isinstance(node.target, ast.Name)
-            and isinstance(following, ast.Expr)
-            and isinstance(following.value, ast.Constant)
-            and isinstance(following.value.value, str)
-        ):
-            found[node.target.id] = following.value.value
-    return found
-
-
-@functools.cache
-def _source() -> ast.Module:
-    return ast.parse(inspect.getsource(config))
 
 
 if __name__ == "__main__":

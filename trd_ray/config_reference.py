@@ -14,9 +14,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from trd_ray.config import TrdConfig
-from trd_ray.config_docs import field_descriptions, scalar_yaml
+from trd_ray.config_docs import scalar_yaml
 from trd_ray.config_keys import known_keys, nearest_key, option_type, sections, type_words
 from trd_ray.errors import ConfigError, describe, expectation_of, place_of
+from trd_ray.field_docs import field_descriptions
 
 _PROBES = (-1, 10**12)
 """Values outside of most ranges: what the check of an option says about them is its range."""

@@ -56,6 +56,10 @@ class LearnerLostError(RunFailedError):
     """A learner rank died, hangs or raised what it should not: the group must be started anew."""
 
 
+class ClusterError(TrdRayError, ConnectionError):
+    """A cluster's job API does not answer, or answers with an error."""
+
+
 class DiskError(RunFailedError):
     """A file of the run cannot be written."""
 

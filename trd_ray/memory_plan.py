@@ -3,11 +3,16 @@
 Left out: the interpreter and its libraries (about 1 to 2 GiB of host memory a process), the context of a
 GPU (about half a GiB a process), fragmentation. Activations are estimates:
 
-- learner, a micro-batch of T tokens (padding included), width D, L layers, b bytes a number: a block keeps
-  about 17 D numbers a token for the backward pass (34 D bytes with b = 2: Korthikanti et al. 2022, arXiv
-  2205.05198, equation 2, without attention scores, which fused attention never stores), so 17 L T D b. With
-  `activation_checkpointing` each block keeps its input alone, and one is computed anew at a time:
-  (L + 17) T D b.
+- learner, a micro-batch of T tokens (padding included), width D, L layers, b bytes a number. What a block
+  keeps for the backward pass, counted in its modules and checked by `benchmarks/memory.py`: four of the
+  feed-forward width (gate, its activation, up, product); inputs and outputs of two norms, 6 D, in bfloat16
+  8 D since they compute in float32; queries before and after their norm and rotation, and the attention's
+  output; keys likewise, and values. The feed-forward width is not read from the model: 4/3 of a block's
+  parameters over D holds it, and most of queries and keys. Attention scores are never stored.
+  With `activation_checkpointing` each block keeps its input alone, and one is computed anew at a time.
+- the loss, `kl_chunk_size` tokens at a time: logits of student and teacher (with top-k targets the
+  student's alone), a few rows of intermediate values, and the float32 gradient of an output head that is
+  trained.
 - scorer, T = `score_batch_tokens`: the widest point of one block, about 10 T D b: its input, and gate, up and
   product of a feed-forward part that is about three times as wide as the model.
 - an engine's activations and graphs are inside its share of a GPU, so that what is left for the KV cache
@@ -26,17 +31,24 @@ from trd_ray.roles import Role
 
 _FLOAT32_BYTES = 4
 _ADAM_STATES = 2
-# Student and teacher logits, and the student's gradient, of one chunk.
-_CHUNK_COPIES = 3
+_ROWS_ENTRIES = 2**22
+"""Entries of the intermediate values of the loss, as `losses/chunked.py` has them."""
 # Input plus output width of the seven linear layers of a block, in hidden widths, where the feed-forward
 # part is about three times as wide as the model.
 _LORA_WIDTHS = 20
 # See the module's docstring.
-_KEPT_WIDTHS = 17
+_KEPT_OF_BLOCK = 4 / 3
+_NORM_WIDTHS = {DType.FLOAT32: 6.0, DType.BFLOAT16: 8.0}
+# Of queries (taken to be as wide as the model) and of keys and values, beyond what a block's parameters hold.
+_QUERY_WIDTHS = {DType.FLOAT32: 1.3, DType.BFLOAT16: 2.3}
+_KEY_WIDTHS = {DType.FLOAT32: 2.0, DType.BFLOAT16: 3.0}
+_LAST_WIDTHS = 4
+"""The last norm, and the gradient of its output."""
 _WIDEST_POINT = 10
 _GIB = 2**30
 ENGINE_WEIGHTS = "engine weights"
 SCORER_WEIGHTS = "scorer weights"
+_MICRO_BATCH_STATES = "hidden states of a micro-batch"
 _OFFLOADED = ("weights", "adapters (about)", "optimizer", ENGINE_WEIGHTS, SCORER_WEIGHTS)
 
 
@@ -68,7 +80,8 @@ def memory_plan(config: TrdConfig, *, student: ModelFacts, teacher: ModelFacts) 
     """Memory of one actor of each role; roles that the method does without are left out."""
     device_bytes = int(config.placement.device_memory_gib * _GIB)
     held = _learner_teacher_parts(config, teacher)
-    learner = learner_parts(config.learner, student) | held
+    full = config.method.scores and not config.teacher.score.by_engine
+    learner = learner_parts(config.learner, student, teacher_logits=full) | held
     generator = _with_engine(
         RoleMemory(role=Role.GENERATOR, num_actors=config.generator.num_actors, parts={}),
         config.generator.engine,
@@ -77,7 +90,10 @@ def memory_plan(config: TrdConfig, *, student: ModelFacts, teacher: ModelFacts) 
     )
     roles = [
         RoleMemory(
-            role=Role.LEARNER, num_actors=config.learner.num_ranks, parts=learner, asleep=sum(held.values())
+            role=Role.LEARNER,
+            num_actors=config.learner.num_ranks,
+            parts=learner,
+            asleep=sum(size for part, size in held.items() if part != _MICRO_BATCH_STATES),
         ),
         generator,
     ]
@@ -90,7 +106,9 @@ def memory_plan(config: TrdConfig, *, student: ModelFacts, teacher: ModelFacts) 
     return tuple(roles)
 
 
-def learner_parts(learner: LearnerConfig, student: ModelFacts) -> dict[str, int]:
+def learner_parts(
+    learner: LearnerConfig, student: ModelFacts, *, teacher_logits: bool = True
+) -> dict[str, int]:
     """One rank's share: ZeRO 1 shards the optimizer, 2 the gradients too, 3 the weights too.
 
     Rajbhandari et al. 2020 (arXiv 1910.02054), section 5: with mixed precision the optimizer holds
@@ -99,23 +117,55 @@ def learner_parts(learner: LearnerConfig, student: ModelFacts) -> dict[str, int]
     size, ranks = BYTES[learner.dtype], learner.num_ranks
     states = _ADAM_STATES + (0 if learner.dtype is DType.FLOAT32 else 1)
     shard = {stage: ranks if learner.zero_stage >= stage else 1 for stage in (1, 2, 3)}
-    trained = _num_adapter_parameters(learner.lora, student) if learner.lora.rank else student.num_parameters
+    trained = num_trained_parameters(learner, student)
     trained_size = _FLOAT32_BYTES if learner.lora.rank else size
     parts = {"weights": student.num_parameters * size // shard[3]}
     if learner.lora.rank:
         parts["adapters (about)"] = trained * _FLOAT32_BYTES // shard[3]
-    return parts | {
-        "gradients": trained * trained_size // shard[2],
-        "optimizer": trained * states * _FLOAT32_BYTES // shard[1],
-        "logits chunk": learner.kl_chunk_size * student.vocab_size * _FLOAT32_BYTES * _CHUNK_COPIES,
-        "activations (about)": _activations(learner, student),
-    }
+    return (
+        parts
+        | {
+            "gradients": trained * trained_size // shard[2],
+            "optimizer": trained * states * _FLOAT32_BYTES // shard[1],
+            "logits chunk": _chunk_bytes(learner, student, teacher_logits=teacher_logits),
+            "activations (about)": _activations(learner, student),
+        }
+        | (
+            {}
+            if learner.lora.rank
+            else {"gradient of the head": student.vocab_size * student.hidden_width * 4}
+        )
+    )
+
+
+def _chunk_bytes(learner: LearnerConfig, student: ModelFacts, *, teacher_logits: bool) -> int:
+    rows = min(learner.kl_chunk_size, _ROWS_ENTRIES // student.vocab_size + 1)
+    copies = 2 * learner.kl_chunk_size + rows if teacher_logits else learner.kl_chunk_size
+    return copies * student.vocab_size * _FLOAT32_BYTES
+
+
+def num_trained_parameters(learner: LearnerConfig, student: ModelFacts) -> int:
+    """Weights that have gradients: all, or the adapters (about)."""
+    return _num_adapter_parameters(learner.lora, student) if learner.lora.rank else student.num_parameters
 
 
 def _activations(learner: LearnerConfig, facts: ModelFacts) -> int:
-    layers = facts.num_layers
-    widths = layers + _KEPT_WIDTHS if learner.activation_checkpointing else layers * _KEPT_WIDTHS
-    return learner.micro_batch_tokens * facts.hidden_width * BYTES[learner.dtype] * widths
+    layers, kept = facts.num_layers, _kept_by_block(learner.dtype, facts)
+    width = facts.hidden_width
+    numbers = layers * width + kept if learner.activation_checkpointing else layers * kept
+    return round(learner.micro_batch_tokens * BYTES[learner.dtype] * (numbers + _LAST_WIDTHS * width))
+
+
+def _kept_by_block(dtype: DType, facts: ModelFacts) -> float:
+    """Numbers that one block keeps for each token."""
+    # A head of its own is not told from a tied one, and counts as a part of the blocks.
+    in_blocks = facts.num_parameters - facts.vocab_size * facts.hidden_width
+    width, keys = facts.hidden_width, facts.num_kv_heads * facts.head_dim
+    return (
+        _KEPT_OF_BLOCK * in_blocks / facts.num_layers / width
+        + (_NORM_WIDTHS[dtype] + _QUERY_WIDTHS[dtype]) * width
+        + _KEY_WIDTHS[dtype] * keys
+    )
 
 
 def _num_adapter_parameters(lora: LoraConfig, facts: ModelFacts) -> int:
@@ -128,7 +178,10 @@ def _learner_teacher_parts(config: TrdConfig, teacher: ModelFacts) -> dict[str, 
     method = config.method
     own = method.teacher_weights is TeacherWeights.INITIAL and config.learner.lora.rank > 0
     if method.scores and config.teacher.score is ScoreMethod.HIDDEN:
-        return {"teacher head": teacher.vocab_size * teacher.hidden_width * size}
+        # What a micro-batch's tokens need of the step's hidden states, at most.
+        states = config.learner.micro_batch_tokens * teacher.hidden_width * BYTES[config.teacher.hidden_dtype]
+        head = teacher.vocab_size * teacher.hidden_width * size
+        return {"teacher head": head, _MICRO_BATCH_STATES: states}
     scores = method.scores and config.teacher.score is ScoreMethod.LEARNER and not own
     parts = {"teacher weights": teacher.num_parameters * size} if scores else {}
     if method.teacher_moves and not (scores and config.learner.dtype is DType.FLOAT32):

@@ -45,7 +45,9 @@ class StepMetrics:
     grad_norm: float
     """Global L2 norm before clipping."""
     learning_rate: float
+    """Of this step."""
     num_loss_tokens: int
+    """Response tokens that were trained on."""
     staleness_max: int
     """Largest staleness among the consumed trajectories, in steps; 0 if none was consumed."""
     rollout_accuracy: float | None
@@ -76,21 +78,29 @@ class StepMetrics:
     num_trajectories: int
     """Trajectories that ended in this step: consumed and rejected."""
     num_consumed: int
+    """Trajectories that were trained on."""
     num_rejected: int
+    """Trajectories that ended otherwise."""
     rejected_by_reason: Mapping[str, int]
     """Reasons that occurred only."""
     rollout_s: float
-    """This and the next: exclusive share of the step's wall time, see `stage_clock`."""
+    """Exclusive share of the step's wall time (see `stage_clock`) that went into rollouts."""
     refine_s: float
+    """Likewise into refinements."""
     score_s: float
+    """Likewise into scores of the teacher."""
     learn_s: float
+    """Likewise into the optimizer step."""
     sync_s: float
+    """Likewise into the push of weights."""
     other_s: float
+    """What none of the five had."""
     step_s: float
     """The whole step; the sum of the six above."""
     num_rollout_tokens: int
+    """Of all rollouts."""
     num_refined_tokens: int
-    """Of a spliced trajectory, those that the teacher added."""
+    """Of all refinements; of a spliced trajectory, those that the teacher added."""
     rollout_length_mean: float | None
     """Tokens a rollout; None if the student answered nothing."""
     refined_length_mean: float | None

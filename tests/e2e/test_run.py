@@ -8,10 +8,12 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from launch.doctor.parity_names import PARITY_NAMES
 from tests.e2e.processes import (
     command,
     descendants,
@@ -22,6 +24,7 @@ from tests.e2e.processes import (
     wait_until_gone,
 )
 from trd_ray.metrics import read_evals, read_metrics
+from trd_ray.outcomes import Outcome
 from trd_ray.run_folder import RunFolder
 from trd_ray.trajectory_log import read_trajectories
 
@@ -53,6 +56,11 @@ def test_run_folder_holds_what_it_promises(whole_run: Path):
         assert m.refined_accuracy is not None and m.refined_accuracy >= m.rollout_accuracy
     assert [e.learner_step for e in read_evals(folder.eval)] == [0, 4]
     rows = list(read_trajectories(folder.trajectories))
+    for m in read_metrics(folder.metrics):
+        learned = [r for r in rows if r.learner_step == m.learner_step and r.outcome is Outcome.CONSUMED]
+        assert all(len(r.trajectory_divergence) == len(r.trajectory_token_ids) for r in learned)
+        every = np.concatenate([r.trajectory_divergence for r in learned]).astype(np.float64)
+        assert every.mean() == pytest.approx(m.loss, rel=0.01, abs=1e-5)
     assert len(rows) == 4 * 8
     assert {row.policy_version_min for row in rows if row.learner_step == 3} == {2}
     for row in rows:
@@ -200,8 +208,12 @@ def test_every_method_in_one_process(tmp_path: Path, config: str):
 
 
 def test_doctor_passes_on_the_testbed(tmp_path: Path):
-    arguments = command("trd_opd.yaml", tmp_path / "run")
+    arguments = command("trd_opd.yaml", tmp_path / "run", "--json")
     arguments[1:3] = ["-m", "launch.cli", "doctor"]
     done = run(arguments)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "failed" not in done.stdout
+    report = json.loads(done.stdout.strip().splitlines()[-1])
+    outcomes = {each["check"]: each["outcome"] for each in report["checks"]}
+    assert report["passed"] is True
+    assert {name: outcomes[name] for name in PARITY_NAMES} == dict.fromkeys(PARITY_NAMES, "passed")
+    assert outcomes["tokenizers"] == outcomes["vocabulary padding"] == "passed"

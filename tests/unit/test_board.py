@@ -70,8 +70,10 @@ def test_every_query_parses_and_names_metrics_of_the_code(expression):
 
 def test_the_board_shows_what_a_step_is_judged_by():
     shown = set().union(*(names_in(expression) for expression in EXPRESSIONS))
-    for key in ("loss", "refined_accuracy", "flips_wrong_to_right", "tokens_per_s", "generator_busy_s",
-                "teacher_queue_mean", "buffer_depth_mean", "staleness_max", "eval_avg_at_k", "num_retries"):  # fmt: skip
+    for key in (
+        "loss", "refined_accuracy", "flips_wrong_to_right", "tokens_per_s", "generator_busy_s",
+        "teacher_queue_mean", "buffer_depth_mean", "staleness_max", "eval_avg_at_k", "num_retries",
+    ):  # fmt: skip
         assert CLUSTER_METRICS[key].scraped_name in shown
 
 

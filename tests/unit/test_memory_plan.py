@@ -166,10 +166,32 @@ def test_an_engine_without_room_for_one_sequence_does_not_fit():
 
 def test_activations_by_hand():
     learner = LearnerConfig(dtype=DType.BFLOAT16, micro_batch_tokens=1000)
-    # 17 numbers a hidden width and token in each of 28 blocks; checkpointed, 28 inputs and one block.
-    assert learner_parts(learner, QWEN_17B)["activations (about)"] == 1000 * 2048 * 2 * 17 * 28
+    # Parameters outside the embedding, of one of 28 blocks.
+    in_block = (1_720_574_976 - 151_936 * 2048) / 28
+    # Norms 8 and queries 2.3 model widths; keys and values 3 of 8 heads of 128; 4/3 of the parameters.
+    block = 4 / 3 * in_block / 2048 + (8 + 2.3) * 2048 + 3 * 8 * 128
+    # The last norm and its gradient: 4 widths.
+    expected = 1000 * 2 * (28 * block + 4 * 2048)
+    assert learner_parts(learner, QWEN_17B)["activations (about)"] == pytest.approx(expected, abs=1)
     saving = replace(learner, activation_checkpointing=True)
-    assert learner_parts(saving, QWEN_17B)["activations (about)"] == 1000 * 2048 * 2 * (28 + 17)
+    expected = 1000 * 2 * (28 * 2048 + block + 4 * 2048)
+    assert learner_parts(saving, QWEN_17B)["activations (about)"] == pytest.approx(expected, abs=1)
+
+
+def test_the_loss_s_chunk_by_hand():
+    learner = LearnerConfig(kl_chunk_size=1024)
+    # Two logits of 1,024 tokens, and 28 rows of intermediate values (4,194,304 // 151,936 + 1), in float32.
+    parts = learner_parts(learner, QWEN_17B)
+    assert parts["logits chunk"] == (2 * 1024 + 28) * 151_936 * 4
+    assert parts["gradient of the head"] == 151_936 * 2048 * 4
+    top_k = learner_parts(learner, QWEN_17B, teacher_logits=False)
+    assert top_k["logits chunk"] == 1024 * 151_936 * 4
+    assert "gradient of the head" not in learner_parts(LearnerConfig(lora=LoraConfig(rank=8)), QWEN_17B)
+
+
+def test_hidden_states_of_a_micro_batch():
+    # 8,192 tokens of 4,096 numbers in float32.
+    assert plan(MethodConfig())["learner"]["hidden states of a micro-batch"] == 8192 * 4096 * 4
 
 
 def test_on_a_cpu_the_actor_s_memory_is_the_limit():
