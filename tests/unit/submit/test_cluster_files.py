@@ -149,6 +149,8 @@ def test_the_container_file_names_what_there_is():
     assert {source for *sources, _ in copied for source in sources} >= {
         "pyproject.toml", "README.md", "LICENSE", "trd_ray", "actors", "launch", "configs",
     }  # fmt: skip
+    # KubeRay's probes call it in every container.
+    assert any("apt-get install" in rest and " wget " in rest for name, rest in steps if name == "RUN")
     users = [rest for name, rest in steps if name == "USER"]
     assert users == ["1000"]
     pods = manifest("kuberay-cluster.yaml")["spec"]["headGroupSpec"]["template"]["spec"]
