@@ -8,10 +8,9 @@ from actors.meeting_place import interface_of
 from actors.weight_transfer_group import local_address_towards
 from trd_ray.choices import Device, DType
 from trd_ray.config import LearnerConfig
+from trd_ray.memory_plan import REDUCE_BUCKET_NUMEL
 
 _SHARED_MEMORY_OP = "deepspeed_shm_comm"
-_REDUCE_BUCKET_NUMEL = 50_000_000
-"""Gradient elements that are reduced together. DeepSpeed's default buffer is ten times that."""
 
 
 def set_learner_environment(
@@ -67,7 +66,7 @@ def deepspeed_config(config: LearnerConfig) -> dict[str, object]:
         "gradient_clipping": config.optimizer.max_grad_norm,
         "zero_optimization": {
             "stage": config.zero_stage,
-            "reduce_bucket_size": _REDUCE_BUCKET_NUMEL,
+            "reduce_bucket_size": REDUCE_BUCKET_NUMEL,
             # There is one stream on a CPU.
             "overlap_comm": config.device is Device.CUDA,
         },

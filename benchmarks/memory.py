@@ -4,7 +4,8 @@
 
 - learner: a DeepSpeed rank in a process of its own. Bytes of its tensors by what they are, the peak of a step
   beside them as torch's allocator counts it, and how far the process has grown (RSS), for a random model.
-- engine: a vLLM engine in a process of its own. Bytes of its weights and of the KV cache that it made.
+- engine: a vLLM engine in a process of its own. Bytes of the KV cache that it made, and how
+  much larger the process of a model with twice the layers is.
 - network: the records of a run's log of the buffer, pickled as Ray sends them, and the bytes of a push.
 
 Each line ends in planned over measured.
@@ -22,10 +23,11 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from trd_ray.choices import DType
 from trd_ray.config import EngineConfig, LearnerConfig, LoraConfig, MethodConfig
-from trd_ray.kv_cache import kv_room
+from trd_ray.kv_cache import BYTES, kv_room
 from trd_ray.memory_plan import learner_parts
 from trd_ray.models import model_facts
 
@@ -36,6 +38,7 @@ _SIZES = {
 }  # fmt: skip
 """About 42 million parameters."""
 _TOKENS, _SEQUENCES, _CHUNK = 1024, 4, 256
+_KV_GIB = 0.25
 _CASES = {
     "float32, ZeRO 1": LearnerConfig(zero_stage=1),
     "float32, ZeRO 3": LearnerConfig(zero_stage=3),
@@ -63,27 +66,33 @@ def compare_learner(model: Path) -> Iterator[Row]:
         made = _in_process("_learner", name, str(model))
         parts = learner_parts(_learner(name), facts)
         weights = parts["weights"] + parts.get("adapters (about)", 0)
-        kept = weights + parts["gradients"] + parts["optimizer"]
-        passing = parts["activations (about)"] + parts["logits chunk"] + parts.get("gradient of the head", 0)
+        planned = sum(parts.values()) + parts.get("head in float32", 0)  # the teacher's, as large here
+        peak = made["kept"] + made["peak"]
         yield Row(what=f"learner, {name}: weights", planned=weights, measured=made["weights"])
-        yield Row(what=f"learner, {name}: kept after a step", planned=kept, measured=made["kept"])
-        yield Row(what=f"learner, {name}: added by a step", planned=passing, measured=made["peak"])
-        yield Row(what=f"learner, {name}: all at the peak", planned=kept + passing,
-                  measured=made["kept"] + made["peak"])  # fmt: skip
-        yield Row(
-            what=f"learner, {name}: growth of the process", planned=kept + passing, measured=made["rss"]
-        )
+        if _learner(name).zero_stage < 3:  # under ZeRO 3 gradients and bucket stay, too
+            yield Row(what=f"learner, {name}: weights and optimizer", planned=weights + parts["optimizer"],
+                      measured=made["kept"])  # fmt: skip
+            yield Row(what=f"learner, {name}: added by a step",
+                      planned=planned - weights - parts["optimizer"], measured=made["peak"])  # fmt: skip
+        yield Row(what=f"learner, {name}: all at the peak", planned=planned, measured=peak)
+        yield Row(what=f"learner, {name}: growth of the process", planned=planned, measured=made["rss"])
 
 
 def compare_engine(model: Path) -> Iterator[Row]:
-    facts = model_facts(model)
+    """vLLM repacks the weights of linear layers into memory that torch does not know, on a CPU; so they
+    are told from the processes of two models, of which one has twice the layers."""
+    from tests.tiny_models import make_tiny_qwen3
+
+    sizes: dict[str, Any] = _SIZES | {"num_layers": 2 * int(_SIZES["num_layers"])}
+    large = make_tiny_qwen3(model.with_name("large"), **sizes)
+    facts, more = model_facts(model), model_facts(large)
     for dtype in DType:
-        engine = EngineConfig(dtype=dtype, kv_cache_gib=0.25)
-        made = _in_process("_engine", dtype.value, str(model))
-        room = kv_room(engine, facts, num_bytes=int(engine.kv_cache_gib * 2**30))
-        size = 4 if dtype is DType.FLOAT32 else 2
-        yield Row(what=f"engine, {dtype}: weights", planned=facts.num_parameters * size,
-                  measured=made["weights"])  # fmt: skip
+        engine = EngineConfig(dtype=dtype, kv_cache_gib=_KV_GIB)
+        made, other = (_in_process("_engine", dtype.value, str(each)) for each in (model, large))
+        room = kv_room(engine, facts, num_bytes=int(_KV_GIB * 2**30))
+        grown = (more.num_parameters - facts.num_parameters) * BYTES[dtype]
+        yield Row(what=f"engine, {dtype}: weights of 12 more layers", planned=grown,
+                  measured=other["private"] - made["private"])  # fmt: skip
         yield Row(what=f"engine, {dtype}: KV cache", planned=room.num_bytes or 0, measured=made["cache"])
         yield Row(what=f"engine, {dtype}: KV cache of {made['tokens']:,} tokens",
                   planned=made["tokens"] * room.bytes_per_token, measured=made["cache"])  # fmt: skip
@@ -202,6 +211,10 @@ def _tensors_in(owner: object) -> Iterator[object]:
 
 
 def _measure_engine(dtype: str, model: Path) -> dict[str, int]:
+    import gc
+
+    import psutil
+
     from actors.environment import set_engine_environment
 
     set_engine_environment(device="cpu", threads=1)
@@ -209,22 +222,20 @@ def _measure_engine(dtype: str, model: Path) -> dict[str, int]:
 
     llm = LLM(
         model=str(model), dtype=dtype, max_model_len=512, max_num_seqs=16, enforce_eager=True,
-        kv_cache_memory_bytes=2**28, seed=0, disable_log_stats=True,
+        kv_cache_memory_bytes=int(_KV_GIB * 2**30), seed=0, disable_log_stats=True,
     )  # fmt: skip
-    (made,) = llm.collective_rpc(_worker_bytes)
+    gc.collect()
+    private = psutil.Process().memory_full_info().uss
+    (cache,) = llm.collective_rpc(_cache_bytes)
     config = llm.llm_engine.vllm_config.cache_config
-    made["tokens"] = int(config.num_gpu_blocks or 0) * int(config.block_size or 0)
-    return made
+    tokens = int(config.num_gpu_blocks or 0) * int(config.block_size or 0)
+    return {"private": private, "cache": cache, "tokens": tokens}
 
 
-def _worker_bytes(worker: object) -> dict[str, int]:
+def _cache_bytes(worker: object) -> int:
     from benchmarks.live_bytes import tensor_bytes
 
-    runner = worker.model_runner  # type: ignore[attr-defined]
-    return {
-        "weights": tensor_bytes(runner.model.parameters()),
-        "cache": tensor_bytes(tensor for tensor in runner.kv_caches),
-    }
+    return tensor_bytes(worker.model_runner.kv_caches)  # type: ignore[attr-defined]
 
 
 def main() -> None:

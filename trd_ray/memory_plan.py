@@ -46,9 +46,13 @@ _LAST_WIDTHS = 4
 """The last norm, and the gradient of its output."""
 _WIDEST_POINT = 10
 _GIB = 2**30
+REDUCE_BUCKET_NUMEL = 50_000_000
+"""Gradient elements that DeepSpeed reduces together. Its default buffer is ten times that."""
 ENGINE_WEIGHTS = "engine weights"
 SCORER_WEIGHTS = "scorer weights"
 _MICRO_BATCH_STATES = "hidden states of a micro-batch"
+_FLOAT32_HEAD = "teacher head in float32"
+_MADE_IN_A_STEP = (_MICRO_BATCH_STATES, _FLOAT32_HEAD)
 _OFFLOADED = ("weights", "adapters (about)", "optimizer", ENGINE_WEIGHTS, SCORER_WEIGHTS)
 
 
@@ -93,7 +97,7 @@ def memory_plan(config: TrdConfig, *, student: ModelFacts, teacher: ModelFacts) 
             role=Role.LEARNER,
             num_actors=config.learner.num_ranks,
             parts=learner,
-            asleep=sum(size for part, size in held.items() if part != _MICRO_BATCH_STATES),
+            asleep=sum(size for part, size in held.items() if part not in _MADE_IN_A_STEP),
         ),
         generator,
     ]
@@ -112,30 +116,42 @@ def learner_parts(
     """One rank's share: ZeRO 1 shards the optimizer, 2 the gradients too, 3 the weights too.
 
     Rajbhandari et al. 2020 (arXiv 1910.02054), section 5: with mixed precision the optimizer holds
-    float32 weights beside the two moments. With adapters only they have gradients and states.
+    float32 weights beside the two moments; DeepSpeed has that copy where all is float32, too. With adapters
+    only they have gradients and states. Gradients are reduced in a buffer of fixed size.
     """
     size, ranks = BYTES[learner.dtype], learner.num_ranks
-    states = _ADAM_STATES + (0 if learner.dtype is DType.FLOAT32 else 1)
+    states = _ADAM_STATES + 1
     shard = {stage: ranks if learner.zero_stage >= stage else 1 for stage in (1, 2, 3)}
     trained = num_trained_parameters(learner, student)
     trained_size = _FLOAT32_BYTES if learner.lora.rank else size
     parts = {"weights": student.num_parameters * size // shard[3]}
     if learner.lora.rank:
         parts["adapters (about)"] = trained * _FLOAT32_BYTES // shard[3]
-    return (
-        parts
-        | {
-            "gradients": trained * trained_size // shard[2],
-            "optimizer": trained * states * _FLOAT32_BYTES // shard[1],
-            "logits chunk": _chunk_bytes(learner, student, teacher_logits=teacher_logits),
-            "activations (about)": _activations(learner, student),
-        }
-        | (
-            {}
-            if learner.lora.rank
-            else {"gradient of the head": student.vocab_size * student.hidden_width * 4}
-        )
-    )
+    parts |= {
+        "gradients": trained * trained_size // shard[2],
+        "reduce bucket": _num_buckets(learner) * REDUCE_BUCKET_NUMEL * trained_size,
+        "optimizer": trained * states * _FLOAT32_BYTES // shard[1],
+        "logits chunk": _chunk_bytes(learner, student, teacher_logits=teacher_logits),
+        "activations (about)": _activations(learner, student),
+    }
+    return parts | _head_parts(learner, student)
+
+
+def _head_parts(learner: LearnerConfig, student: ModelFacts) -> dict[str, int]:
+    """What the loss makes of the student's head beside its logits."""
+    size = student.vocab_size * student.hidden_width * _FLOAT32_BYTES
+    parts = {} if learner.lora.rank else {"gradient of the head": size}
+    return parts | ({"head in float32": size} if _converts_heads(learner) else {})
+
+
+def _converts_heads(learner: LearnerConfig) -> bool:
+    """On a CPU 16-bit heads are multiplied in float32."""
+    return learner.device is Device.CPU and learner.dtype is not DType.FLOAT32
+
+
+def _num_buckets(learner: LearnerConfig) -> int:
+    """One is filled while the other is sent, where they overlap (on GPUs)."""
+    return 2 if learner.device is Device.CUDA else 1
 
 
 def _chunk_bytes(learner: LearnerConfig, student: ModelFacts, *, teacher_logits: bool) -> int:
@@ -181,7 +197,10 @@ def _learner_teacher_parts(config: TrdConfig, teacher: ModelFacts) -> dict[str, 
         # What a micro-batch's tokens need of the step's hidden states, at most.
         states = config.learner.micro_batch_tokens * teacher.hidden_width * BYTES[config.teacher.hidden_dtype]
         head = teacher.vocab_size * teacher.hidden_width * size
-        return {"teacher head": head, _MICRO_BATCH_STATES: states}
+        parts = {"teacher head": head, _MICRO_BATCH_STATES: states}
+        if _converts_heads(config.learner):
+            parts[_FLOAT32_HEAD] = teacher.vocab_size * teacher.hidden_width * _FLOAT32_BYTES
+        return parts
     scores = method.scores and config.teacher.score is ScoreMethod.LEARNER and not own
     parts = {"teacher weights": teacher.num_parameters * size} if scores else {}
     if method.teacher_moves and not (scores and config.learner.dtype is DType.FLOAT32):

@@ -39,11 +39,13 @@ QWEN_17B, QWEN_8B = planned_facts("Qwen/Qwen3-1.7B"), planned_facts("Qwen/Qwen3-
 @pytest.mark.parametrize(("stage", "weights", "gradients"), [(1, 1, 1), (2, 1, 2), (3, 2, 2)])
 def test_zero_shards_over_two_ranks(stage: int, weights: int, gradients: int):
     parts = learner_parts(LearnerConfig(num_ranks=2, zero_stage=stage), QWEN_17B)
-    # 1,720,574,976 parameters x 4 bytes; two float32 moments.
+    # 1,720,574,976 parameters x 4 bytes; two float32 moments and DeepSpeed's own float32 weights.
     whole = 1_720_574_976 * 4
     assert parts["weights"] == whole // weights
     assert parts["gradients"] == whole // gradients
-    assert parts["optimizer"] == 2 * whole // 2
+    assert parts["optimizer"] == 3 * whole // 2
+    # 50 million gradients, whatever the model's size.
+    assert parts["reduce bucket"] == 50_000_000 * 4
 
 
 def test_adapters_alone_have_gradients_and_states():
@@ -187,6 +189,15 @@ def test_the_loss_s_chunk_by_hand():
     top_k = learner_parts(learner, QWEN_17B, teacher_logits=False)
     assert top_k["logits chunk"] == 1024 * 151_936 * 4
     assert "gradient of the head" not in learner_parts(LearnerConfig(lora=LoraConfig(rank=8)), QWEN_17B)
+
+
+def test_on_gpus_there_are_two_buckets_and_heads_stay_as_they_are():
+    on_cpu = learner_parts(LearnerConfig(dtype=DType.BFLOAT16), QWEN_17B)
+    on_gpu = learner_parts(LearnerConfig(dtype=DType.BFLOAT16, device=Device.CUDA), QWEN_17B)
+    assert on_gpu["reduce bucket"] == 2 * on_cpu["reduce bucket"] == 2 * 50_000_000 * 2
+    assert on_cpu["head in float32"] == 151_936 * 2048 * 4
+    assert "head in float32" not in on_gpu
+    assert "head in float32" not in learner_parts(LearnerConfig(), QWEN_17B)
 
 
 def test_hidden_states_of_a_micro_batch():

@@ -97,11 +97,13 @@ def test_the_plan_is_within_a_fifth_of_what_is_allocated(name: str, tmp_path: Pa
     adapters = parts.pop("adapters (about)", 0)
     assert made.weights == pytest.approx(parts["weights"] + adapters, rel=TOLERANCE)
     assert made.gradients == pytest.approx(parts["gradients"], rel=TOLERANCE)
-    if (
-        learner.dtype is DType.FLOAT32
-    ):  # DeepSpeed keeps float32 states beside bfloat16 weights, torch does not
-        assert made.optimizer == pytest.approx(parts["optimizer"], rel=TOLERANCE)
-    transient = parts["activations (about)"] + parts["logits chunk"] + parts.get("gradient of the head", 0)
+    if learner.dtype is DType.FLOAT32:
+        # DeepSpeed holds its own float32 weights beside the two moments; plain torch, as here, does not.
+        assert made.optimizer == pytest.approx(parts["optimizer"] * 2 / 3, rel=TOLERANCE)
+    passing = ("activations (about)", "logits chunk", "gradient of the head", "head in float32")
+    transient = sum(parts.get(part, 0) for part in passing)
+    if not by_engine:
+        transient += parts.get("head in float32", 0)  # the teacher's, which is as large here
     print(f"{name}: planned {transient:,}, measured {made.peak:,}: {transient / made.peak:.2f}")
     if learner.activation_checkpointing:
         # The chunk is gone when a block is computed anew, so that the parts are never there together.
