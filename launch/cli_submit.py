@@ -52,6 +52,36 @@ AddressOption = Annotated[
         show_default=False,
     ),
 ]
+ExcludeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--exclude", help="Leave out what matches, as in .gitignore; !PATTERN brings back. Repeatable."
+    ),
+]
+NoWaitOption = Annotated[
+    bool, typer.Option("--no-wait", help="Print the job's id and return; the job goes on.")
+]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Check, show what would be sent, send nothing.")
+]
+DriverCpusOption = Annotated[
+    float,
+    typer.Option("--driver-cpus", min=0.0, help="Cores kept for the driver; 0: on the head, none kept."),
+]
+DriverResourceOption = Annotated[
+    list[str] | None,
+    typer.Option("--driver-resource", help="NAME=AMOUNT that the driver's node must have. Repeatable."),
+]
+EnvOption = Annotated[
+    list[str] | None,
+    typer.Option("--env", help="NAME=VALUE for driver and actors; no secrets. Repeatable."),
+]
+PythonOption = Annotated[
+    str,
+    typer.Option(
+        "--python", help="Python on the cluster; else the one that Ray runs with there.", show_default=False
+    ),
+]
 JobArgument = Annotated[str, typer.Argument(help="As `trd-ray submit` printed it.", show_default=False)]
 
 
@@ -68,39 +98,14 @@ def submit(
     working_dir: Annotated[
         Path, typer.Option("--working-dir", help="Folder that travels; relative paths count from it.")
     ] = Path(),
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--exclude", help="Leave out what matches, as in .gitignore; !PATTERN brings back. Repeatable."
-        ),
-    ] = None,
+    exclude: ExcludeOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in run.dir.")] = False,
-    no_wait: Annotated[
-        bool, typer.Option("--no-wait", help="Print the job's id and return; the job goes on.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check, show what would be sent, send nothing.")
-    ] = False,
-    driver_cpus: Annotated[
-        float,
-        typer.Option("--driver-cpus", min=0.0, help="Cores kept for the driver; 0: on the head, none kept."),
-    ] = 0.0,
-    driver_resource: Annotated[
-        list[str] | None,
-        typer.Option("--driver-resource", help="NAME=AMOUNT that the driver's node must have. Repeatable."),
-    ] = None,
-    env: Annotated[
-        list[str] | None,
-        typer.Option("--env", help="NAME=VALUE for driver and actors; no secrets. Repeatable."),
-    ] = None,
-    python: Annotated[
-        str,
-        typer.Option(
-            "--python",
-            help="Python on the cluster; else the one that Ray runs with there.",
-            show_default=False,
-        ),
-    ] = "",
+    no_wait: NoWaitOption = False,
+    dry_run: DryRunOption = False,
+    driver_cpus: DriverCpusOption = 0.0,
+    driver_resource: DriverResourceOption = None,
+    env: EnvOption = None,
+    python: PythonOption = "",
 ) -> None:
     """Send a run to a Ray cluster, follow its log, and end as it ends.
 

@@ -11,7 +11,8 @@ import psutil
 
 from actors.amounts import GIB, total_request
 from trd_ray.chat import check_chat_template
-from trd_ray.config import TrdConfig
+from trd_ray.choices import Divergence, RefineGate
+from trd_ray.config import MethodConfig, TrdConfig
 from trd_ray.errors import ConfigError, MissingDependencyError, describe
 from trd_ray.input_checks import (
     all_problems,
@@ -25,6 +26,7 @@ from trd_ray.input_checks import (
 from trd_ray.model_files import ModelFacts, model_facts, resolve_model
 from trd_ray.placement_plan import PlacementPlan, placement_plan
 from trd_ray.tasks.base import Task
+from trd_ray.tasks.custom import check_grader
 from trd_ray.tasks.registry import load_task
 from trd_ray.trackers import check_trackers
 from trd_ray.types import Problem
@@ -92,6 +94,7 @@ def check_without_inputs(
 
 def _check_machine(config: TrdConfig, *, no_ray: bool) -> None:
     check_packages((*(() if no_ray else REAL_STACK), *_TASK_PACKAGES.get(config.data.task, ())))
+    check_own_functions(config.method)
     check_trackers(config)
     if no_ray:
         check_one_process(config)
@@ -99,6 +102,14 @@ def _check_machine(config: TrdConfig, *, no_ray: bool) -> None:
         check_resources(config, placement_plan(config))
         check_ports(config)
         check_address(config)
+
+
+def check_own_functions(method: MethodConfig) -> None:
+    """Load and try the functions of the user's own that a method names."""
+    if method.divergence is Divergence.CUSTOM or method.refine_gate.kind is RefineGate.CUSTOM:
+        from trd_ray.custom_functions import check_functions  # imports torch
+
+        check_functions(method)
 
 
 def check_models(config: TrdConfig, *, student: ModelFacts, teacher: ModelFacts) -> None:
@@ -269,4 +280,4 @@ def check_prompt_lengths(inputs: RunInputs) -> None:
 def _check_readable(task: Task, problems: tuple[Problem, ...]) -> None:
     """A problem that the task cannot read at all must not show only when it is graded."""
     for problem in problems:
-        task.grade(problem, "")
+        check_grader(task, problem)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from launch.consoles import console, show
 from launch.exits import started
-from launch.preflight import REAL_STACK, check_packages, check_ports, check_resources
+from launch.preflight import REAL_STACK, check_own_functions, check_packages, check_ports, check_resources
 from launch.progress import Progress, closing_table
 from launch.signals import Signals
 from trd_ray.config import TrdConfig
@@ -33,6 +33,7 @@ def replay(run_dir: Path, overrides: Sequence[str], *, no_ray: bool, dry_run: bo
     """
     plan = plan_replay(run_dir, overrides)
     models = plan.model_paths()
+    check_own_functions(plan.config.method)
     check_trackers(plan.config)
     if not no_ray:
         check_packages(REAL_STACK)

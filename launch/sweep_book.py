@@ -74,9 +74,11 @@ class SweepBook:
                 process.kill()
 
     def settle(self) -> Leaderboard:
-        """At the end of a sweep: a trial that came to its end while it was being stopped is done."""
+        """At the end of a sweep no trial runs, and one that came to its end while it was stopped is done."""
         for record in self._state.records:
-            if record.status is TrialStatus.STOPPED_EARLY:
+            if record.status is TrialStatus.RUNNING:
+                self._state.put(replace(record, status=TrialStatus.INTERRUPTED))
+            elif record.status is TrialStatus.STOPPED_EARLY:
                 num_steps = load_config(self._folder.config(record.name)).run.num_steps
                 curve = read_result(self._folder.run(record.name), self._metric).curve
                 if curve and curve[-1][0] == num_steps:

@@ -13,15 +13,17 @@ from types import FrameType
 
 import ray
 from ray import tune
+from ray.tune.error import TuneError
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
-from actors.cluster import LOCAL
+from actors.cluster import GIB, LOCAL
 from launch.sweep_book import SweepBook
 from launch.sweep_queue import TrialQueue
 from launch.sweep_resources import Amounts, driver_request, most_at_once, private_request
 from launch.sweep_trial import ENDED, MESSAGE, NAME, PROCESS, STEP, VALUE, TrialRun, TrialWork
 from trd_ray.config import TrdConfig
+from trd_ray.errors import PlacementError, RunFailedError, describe
 from trd_ray.sweep.options import StopKind, SweepOptions
 from trd_ray.sweep.state import SweepFolder, TrialStatus
 
@@ -38,6 +40,8 @@ _TUNE_VARIABLES = {
     "TUNE_MAX_PENDING_TRIALS_PG": "1",
 }
 _MARGIN_S = 30.0
+_TELL_EVERY_S = 60.0
+_MOST_IDLE_S = 900.0
 
 Configs = Callable[[], Mapping[str, TrdConfig]]
 """The configurations of all trials that are known, by name."""
@@ -70,7 +74,10 @@ def run_on_tune(
                 failure_config=tune.FailureConfig(max_failures=0),
             ),
         )
-        tuner.fit()
+        try:
+            tuner.fit()
+        except TuneError as error:
+            raise RunFailedError(f"Ray Tune ended the sweep: {error}") from error
 
 
 def _scheduler(options: SweepOptions, configs: Configs) -> TrialScheduler:
@@ -109,6 +116,17 @@ def _nodes() -> list[dict[str, float]]:
     own = ray.get_runtime_context().get_node_id()
     alive = sorted((node for node in ray.nodes() if node["Alive"]), key=lambda node: node["NodeID"] != own)
     return [node["Resources"] for node in alive]
+
+
+def _places() -> str:
+    """What the cluster has and what of it is free."""
+    has, free = ray.cluster_resources(), ray.available_resources()
+    scales = {"CPU": (1, " cores"), "GPU": (1, " GPUs"), "memory": (GIB, " GiB")}
+    return ", ".join(
+        f"{free.get(name, 0.0) / scale:g} of {has[name] / scale:g}{unit} free"
+        for name, (scale, unit) in scales.items()
+        if name in has
+    )
 
 
 def _most_at_once(options: SweepOptions, configs: Configs) -> int | None:
@@ -160,6 +178,7 @@ class _Books(tune.Callback):
     def __init__(self, book: SweepBook, *, stop_s: float) -> None:
         self._book = book
         self._stop_s = stop_s
+        self._idle_since = self._told_at = time.monotonic()
 
     def on_trial_start(
         self, iteration: int, trials: Sequence[TuneTrial], trial: TuneTrial, **info: object
@@ -194,3 +213,21 @@ class _Books(tune.Callback):
         """Tune gives actors that it stops ten seconds once no trial is left; a checkpoint may take longer."""
         if trials and all(trial.is_finished() for trial in trials):
             self._book.wait_for_processes(self._stop_s)
+        self._require_progress(waiting=any(trial.status == TuneTrial.PENDING for trial in trials))
+
+    def _require_progress(self, *, waiting: bool) -> None:
+        """Tune would wait for ever for a place for a trial."""
+        now = time.monotonic()
+        if self._book.num_running or not waiting:
+            self._idle_since = self._told_at = now
+        elif now - self._idle_since > _MOST_IDLE_S:
+            raise PlacementError(
+                describe(
+                    "no trial of the sweep got a place", where="trials", got=_places(),
+                    expected=f"room for one within {_MOST_IDLE_S:.0f} s",
+                    remedy="free the cluster or lower what trials ask for, then --resume",
+                )
+            )  # fmt: skip
+        elif now - self._told_at > _TELL_EVERY_S:
+            self._told_at = now
+            log.warning("waiting for a place for a trial: %s", _places())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from trd_ray.errors import ConfigError, describe
+from trd_ray.extensions import is_import_path
 
 
 def require(condition: bool, key: str, got: object, expected: str, remedy: str) -> None:
@@ -29,3 +30,9 @@ def _require_finite(key: str, got: float) -> None:
 
 def require_between(key: str, got: float, least: float, most: float) -> None:
     require(least <= got <= most, key, got, f"between {least} and {most}", f"set {key} to {least} .. {most}")
+
+
+def require_import_path(key: str, got: str, *, needed: bool) -> None:
+    """`needed`: the option that goes with it has the value `custom`."""
+    if got or needed:
+        require(is_import_path(got), key, repr(got), "package.module:function", "name your function")

@@ -16,6 +16,8 @@ class Divergence(StrEnum):
     """beta KL(teacher || M) + (1 - beta) KL(student || M), M = beta teacher + (1 - beta) student."""
     NLL = "nll"
     """-log student(token): no teacher distribution (SFT, sequence-level distillation)."""
+    CUSTOM = "custom"
+    """The user's own: `method.divergence_function`."""
     NONE = "none"
     """No such term: the reward term alone."""
 
@@ -104,6 +106,8 @@ class RefineGate(StrEnum):
     """All but wrong refinements of right rollouts."""
     MIN_SUPPORT = "min_support"
     """Those whose mean student logprob is at most `min_support` nats below the rollout's."""
+    CUSTOM = "custom"
+    """The user's own: `method.refine_gate.function`."""
 
 
 class OnRefusal(StrEnum):

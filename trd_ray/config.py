@@ -14,6 +14,7 @@ from trd_ray.checks import (
     require,
     require_at_least,
     require_between,
+    require_import_path,
     require_positive,
 )
 from trd_ray.choices import (
@@ -121,11 +122,17 @@ class RefineGateConfig:
     min_support: float = 1.0
     """For `min_support`: largest fall of the mean student logprob from rollout to refinement, in
     nats a token. 0 or more."""
+    function: str = ""
+    """For `custom`: `package.module:function`, which is given a `trd_ray.refine_gate.Candidate` and says
+    whether it is trained on. The module is imported, so it runs."""
     on_refusal: OnRefusal = OnRefusal.NOTHING
     """What is trained on in place of a refused refinement: `nothing` or the `rollout`."""
 
     def __post_init__(self) -> None:
         require_at_least("method.refine_gate.min_support", self.min_support, 0.0)
+        require_import_path(
+            "method.refine_gate.function", self.function, needed=self.kind is RefineGate.CUSTOM
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +186,10 @@ class MethodConfig:
     `privileged` with y*, or `refine`, the prompt that the rewrite was made from."""
     divergence: Divergence = Divergence.FORWARD_KL
     """`forward_kl` = KL(teacher || student), `reverse_kl` = KL(student || teacher), `jsd` between
-    them, `nll` = -log student(token), or `none`."""
+    them, `nll` = -log student(token), `custom`, or `none`."""
+    divergence_function: str = ""
+    """For `custom`: `package.module:function`, from log-probabilities of teacher and student [N, V] to
+    values [N]. The module is imported, so it runs."""
     beta: float = 0.5
     """For `jsd`: weight of the teacher. 0 gives forward and 1 gives reverse KL. In [0, 1]."""
     support: Support = Support.FULL
@@ -209,6 +219,11 @@ class MethodConfig:
     def __post_init__(self) -> None:
         require_between("method.ema_decay", self.ema_decay, 0.0, 1.0)
         require_at_least("method.periodic_every", self.periodic_every, 1)
+        require_import_path(
+            "method.divergence_function",
+            self.divergence_function,
+            needed=self.divergence is Divergence.CUSTOM,
+        )
         require_between("method.beta", self.beta, 0.0, 1.0)
         require_at_least("method.top_k", self.top_k, 1)
         require_positive("method.ratio_clip", self.ratio_clip)
@@ -278,7 +293,7 @@ class DataConfig:
     """Problems to train and evaluate on."""
 
     task: str = "arithmetic"
-    """Prompts and grader: a folder of trd_ray/tasks (`arithmetic`, `math`)."""
+    """Prompts and grader: `arithmetic`, `math`, or your own as `package.module:Class`, which is imported."""
     train: str = "testbed:train"
     """JSON Lines (also .gz) or Parquet, as a path or fsspec URL; `testbed:train`, endless; or
     `sample:gsm8k_train`, a few hundred rows that come with the math task."""

@@ -43,7 +43,7 @@ def option_type(key: str, root: type = TrdConfig) -> object:
 def type_words(cls: object) -> str:
     """What a value of this type may be, for people."""
     if typing.get_origin(cls) is tuple:
-        return f"a list [..., ...] of {type_words(typing.get_args(cls)[0])}"
+        return f"a list [..., ...] of {type_words(typing.get_args(cls)[0]).removeprefix('one of ')}"
     members = getattr(cls, "__members__", None)
     if members:
         return "one of " + ", ".join(str(m.value) for m in members.values())

@@ -84,13 +84,7 @@ def packing_list(folder: Path, *, needed: Sequence[Path] = (), excludes: Sequenc
     Raises `ConfigError`: the folder is missing, has another package of the name of one of ours, or more
     would travel than `MOST_BYTES`.
     """
-    if not folder.is_dir():
-        raise ConfigError(
-            describe(
-                "the working directory is not a folder", where="--working-dir", got=folder,
-                expected="a folder", remedy="correct the path",
-            )
-        )  # fmt: skip
+    require_folder(folder)
     walk = _Walk(folder, _rules(excludes))
     for path in needed:
         walk.take_whole(path)
@@ -105,6 +99,17 @@ def packing_list(folder: Path, *, needed: Sequence[Path] = (), excludes: Sequenc
         walk.files |= packages.files
     files = tuple(walk.files[name] for name in sorted(walk.files))
     return PackingList(files=files, left_out=tuple(walk.left_out), own_packages=own)
+
+
+def require_folder(folder: Path) -> None:
+    """Raises `ConfigError` if there is no such folder."""
+    if not folder.is_dir():
+        raise ConfigError(
+            describe(
+                "the working directory is not a folder", where="--working-dir", got=folder,
+                expected="a folder", remedy="correct the path",
+            )
+        )  # fmt: skip
 
 
 def write_package(packing: PackingList, extra: Mapping[str, str], path: Path) -> None:

@@ -12,7 +12,7 @@ from launch.submit.checks import Checked, check_submission
 from launch.submit.cluster import Cluster
 from launch.submit.commands import follow_job, tell
 from launch.submit.job import JOB_CONFIG, DriverOptions, JobRequest, job_request
-from launch.submit.package import MIB, PackingList, packing_list, write_package
+from launch.submit.package import MIB, PackingList, packing_list, require_folder, write_package
 from trd_ray.config_loader import dump_config, load_config
 
 _MOST_SHOWN = 12
@@ -31,6 +31,7 @@ class Submission:
 
 def submit(submission: Submission, address: str, *, wait: bool, dry_run: bool) -> int:
     """Check, pack, send, follow. Raises what the checks and `Cluster` raise."""
+    require_folder(submission.folder)
     config = load_config(submission.config, submission.overrides)
     checked = check_submission(config, submission.folder)
     packing = packing_list(submission.folder, needed=checked.needed, excludes=submission.excludes)

@@ -4,20 +4,31 @@
 
 The value rises to learner.optimizer.learning_rate x 1000 at the last step; a step takes
 generator.sampling.temperature / 10 seconds. With run.seed 13 the first attempt fails after a step. SIGTERM
-ends it with a file `stopped` after a second, as a checkpoint would take.
+ends it with a file `stopped` after a second, as a checkpoint would take. Unless ray.address is `local` it
+joins that cluster, holds the places of the run's actors there meanwhile, and says in a file `joined` from
+when to when, and from which node.
 """
 
 from __future__ import annotations
 
+import asyncio
+import json
 import signal
 import sys
 import time
 from types import FrameType
 
+import ray
+from ray.util.placement_group import remove_placement_group
+
+from actors.cluster import LOCAL, join_cluster, leave_cluster
+from actors.placement import reserve
+from trd_ray.config import TrdConfig
 from trd_ray.config_loader import dump_config, load_config
 from trd_ray.evaluation import EvalReport
 from trd_ray.json_lines import JsonLinesWriter
 from trd_ray.metrics import read_evals
+from trd_ray.placement_plan import placement_plan
 from trd_ray.run_folder import RunFolder
 
 UNLUCKY_SEED = 13
@@ -36,9 +47,24 @@ def report(step: int, value: float) -> EvalReport:
 
 
 def main(command: str, path: str, *options: str) -> int:
-    signal.signal(signal.SIGTERM, on_signal)
     config = load_config(path)
     folder = RunFolder(config.run.dir)
+    if config.ray.address == LOCAL:
+        return train(config, folder, command, *options)
+    join_cluster(config.ray)
+    group = asyncio.run(reserve(placement_plan(config), timeout_s=config.timeouts.placement_s))
+    since = time.time()
+    try:
+        return train(config, folder, command, *options)
+    finally:
+        joined = {"since": since, "until": time.time(), "node": ray.util.get_node_ip_address()}
+        (folder.path / "joined").write_text(json.dumps(joined))
+        remove_placement_group(group)
+        leave_cluster()
+
+
+def train(config: TrdConfig, folder: RunFolder, command: str, *options: str) -> int:
+    signal.signal(signal.SIGTERM, on_signal)
     print("options", command, *options, flush=True)
     if "--resume" not in options:
         folder = RunFolder.create(folder.path)

@@ -220,7 +220,9 @@ def test_twenty_thousand_trajectories(browser, tmp_path, record_property):
     path = write_report(folder.path)
     made_s = time.perf_counter() - start
     report = Opened(browser, path)
-    assert report.num_shown == 20_000 and "20,000 of 20,032 trajectories" in report.page.inner_text(".notice")
+    # 63 of the 64 of each step; 20,000 are the most.
+    assert report.num_shown == 313 * 63
+    assert "19,719 of 20,032 trajectories" in report.page.inner_text(".notice")
     report.wait_until_searchable()
     times = {
         "made_s": round(made_s, 2), "page_mb": round(path.stat().st_size / 1e6, 2),

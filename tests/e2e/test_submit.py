@@ -1,6 +1,6 @@
 """Runs on a cluster that is there already, sent by the real commands over its job API, with a token.
 
-One cluster for all tests, and three runs: followed to its end, stopped on the way, and sent by Ray's own command.
+One cluster for all tests, and three runs: followed to its end, stopped on the way, sent by Ray's command.
 """
 
 from __future__ import annotations

@@ -66,6 +66,12 @@ def test_every_key_is_described_in_base_yaml():
         ("eval.sampling.top_p=3", ["where:    eval.sampling.top_p", "set eval.sampling.top_p"]),
         ("teacher.engine.threads=0", ["where:    teacher.engine.threads"]),
         ("weight_sync.backend=nccl", ["weight_sync.backend", "if both are on cpu"]),
+        (
+            "run.trackers=[comet]",
+            ["run.trackers", "a list [..., ...] of tensorboard, wandb, mlflow, trackio"],
+        ),
+        ("run.trackers=wandb", ["run.trackers", "a list [..., ...] of tensorboard, wandb"]),
+        ("tracking.project=a/b", ["tracking.project", "letters, digits"]),
     ],
 )
 def test_bad_override_is_named(experiment: Path, override: str, parts: list[str]):

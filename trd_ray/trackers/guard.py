@@ -32,7 +32,8 @@ class GuardLimits:
     pauses_s: tuple[float, ...] = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
     """Before each further try of a row."""
     max_rows: int = 1000
-    open_s: float = 60.0
+    open_s: float = 180.0
+    """MLflow's client makes its tables in dozens of steps: half a minute, more where others compute too."""
     close_s: float = 20.0
 
 

@@ -103,6 +103,8 @@ class Trackers:
     def __enter__(self) -> Self:
         """Raises `ConfigError` if one cannot be opened; the others are closed."""
         known = _read_ids(self._start.folder.trackers)
+        if set(self._start.config.run.trackers) - {TrackerKind.TENSORBOARD}:
+            log.info("opening %s", ", ".join(self._start.config.run.trackers))
         deadline = time.monotonic() + self._limits.open_s
         for kind in dict.fromkeys(self._start.config.run.trackers):
             run = self._start.tracked(known.get(kind))

@@ -28,7 +28,7 @@ from trd_ray.placement_plan import placement_plan
 ROOT = Path(__file__).parents[3]
 FOLDER = ROOT / "launch/cluster"
 SCRIPTS = sorted(ROOT.glob("launch/**/*.sh"))
-GIB = 2**30
+IMAGE_FOLDER = "/opt/trd-ray"
 
 
 def manifest(name: str) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def manifest(name: str) -> dict[str, Any]:
 def command_of(text: str) -> tuple[Path, list[str]]:
     """Configuration and overrides of a `launch.train` in a shell command."""
     words = shlex.split(text.split("launch.train", 1)[1])
-    return ROOT / words[0], words[1:]
+    return ROOT / words[0].removeprefix(f"{IMAGE_FOLDER}/"), words[1:]
 
 
 @pytest.fixture
@@ -73,7 +73,10 @@ def test_the_named_run_passes_its_dry_run(
     job: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("trd_ray.planned_models.cached", lambda name: None)
-    path, overrides = command_of(job["spec"]["entrypoint"])
+    entry = job["spec"]["entrypoint"]
+    # The operator puts it unquoted behind `ray job submit --`, in a shell.
+    assert re.fullmatch(r"[A-Za-z0-9_./=: -]+", entry)
+    path, overrides = command_of(entry)
     config = load_config(path, overrides)
     show_plan(config, no_ray=False)
     assert "learner-2" in capsys.readouterr().out
@@ -81,6 +84,7 @@ def test_the_named_run_passes_its_dry_run(
     # Longer than the pods' images take.
     assert config.timeouts.placement_s >= 1800
     variables = yaml.safe_load(job["spec"]["runtimeEnvYAML"])["env_vars"]
+    assert variables["PYTHONPATH"] == IMAGE_FOLDER
     assert variables["RAY_JOB_STOP_WAIT_TIME_S"] == str(stop_wait_s(config.timeouts))
 
 
@@ -149,13 +153,15 @@ def test_the_container_file_names_what_there_is():
     assert {source for *sources, _ in copied for source in sources} >= {
         "pyproject.toml", "README.md", "LICENSE", "trd_ray", "actors", "launch", "configs",
     }  # fmt: skip
+    # KubeRay's probes call it in every container.
+    assert any("apt-get install" in rest and " wget " in rest for name, rest in steps if name == "RUN")
     users = [rest for name, rest in steps if name == "USER"]
     assert users == ["1000"]
     pods = manifest("kuberay-cluster.yaml")["spec"]["headGroupSpec"]["template"]["spec"]
     assert str(pods["securityContext"]["runAsUser"]) == users[0]
     entry = manifest("kuberay-job.yaml")["spec"]["entrypoint"]
     (folder,) = [rest for name, rest in steps if name == "WORKDIR"]
-    assert entry.startswith(f"cd {folder} && ")
+    assert folder == IMAGE_FOLDER and f" {folder}/configs/" in entry
 
 
 def shellcheck(*arguments: str, text: str | None = None) -> None:
@@ -168,7 +174,7 @@ def shellcheck(*arguments: str, text: str | None = None) -> None:
 def test_commands_of_the_container_file_are_sound():
     for name, rest in instructions():
         if name == "RUN":
-            shellcheck("--shell=sh", "-", text=f"PART=cpu\n{rest}\n")
+            shellcheck("--shell=sh", "-", text=f"export PART=cpu\n{rest}\n")
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.name)
@@ -254,7 +260,8 @@ while :; do sleep 0.1; done
     )
     return {
         "PATH": f"{bin_folder}:{os.environ['PATH']}", "SLURM_JOB_ID": str(os.getpid()),
-        "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_SUBMIT_DIR": str(tmp_path), "TRD_RAY_BIN": str(tmp_path / "venv"),
+        "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_SUBMIT_DIR": str(tmp_path),
+        "TRD_RAY_BIN": str(tmp_path / "venv"),
         "SLURM_CPUS_PER_TASK": "4",
     }  # fmt: skip
 

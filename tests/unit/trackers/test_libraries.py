@@ -65,6 +65,30 @@ def test_tensorboard(folder: RunFolder):
     assert math.isnan(events.Scalars("learner/grad_norm")[0].value)
 
 
+def test_tensorboard_goes_on_once_the_disk_takes_it_again(folder: RunFolder, monkeypatch: pytest.MonkeyPatch):
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    from trd_ray.trackers.tensorboard_tracker import TensorBoardTracker
+
+    tracker = TensorBoardTracker(tracked(folder))
+    write = RecordWriter.write
+
+    def full(self: RecordWriter, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(RecordWriter, "write", full)
+    monkeypatch.setattr("threading.excepthook", lambda args: None)  # the thread of the writer ends with it
+    with pytest.raises(OSError, match="No space left"):
+        for _ in range(100):
+            tracker.record(LATER, learner_step=1)
+    monkeypatch.setattr(RecordWriter, "write", write)
+    tracker.record(LATER, learner_step=1)
+    tracker.close(RunEnd.FINISHED)
+    events = EventAccumulator(str(folder.tensorboard))
+    events.Reload()
+    assert [e.value for e in events.Scalars("learner/loss_nats")] == [0.25]
+
+
 def test_wandb_offline(folder: RunFolder):
     from trd_ray.trackers.wandb_tracker import WandbTracker
 

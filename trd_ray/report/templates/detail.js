@@ -97,7 +97,7 @@ function texts(run, row, sides, { colouring, compare, prefix, stacked }) {
 
 function sideHead(one, colouring, shown) {
   const head = make("div", "side-head", one.name, one.symbol ? " " : null, one.symbol ? make("var", "", one.symbol) : null,
-    one.right ? make("em", one.right === "right" ? "ok" : "no", one.right) : null,
+    " ", one.right ? make("em", one.right === "right" ? "ok" : "no", one.right) : null,
     one.numTokens ? make("small", "", ` ${one.numTokens.toLocaleString("en")} tokens`) : null);
   if (colouring !== "changes" && !shown && one.text) head.append(make("small", "", " · not recorded for this text"));
   else if (shown && !one.spans) head.append(make("small", "", " · tokens below: they could not be placed in the text"));
