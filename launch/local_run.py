@@ -40,14 +40,21 @@ def actors_own_words() -> Iterator[None]:
         raise
 
 
-def _actor_tracebacks(error: BaseException | None) -> Iterator[str]:
+def _actor_tracebacks(error: BaseException) -> Iterator[str]:
+    """Of all errors that led to this one, each once."""
     from ray.exceptions import RayTaskError
 
+    waiting: list[BaseException | None] = [error]
     seen: set[int] = set()
     shown: set[str] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        if isinstance(error, RayTaskError) and error.traceback_str not in shown:
-            shown.add(error.traceback_str)
-            yield error.traceback_str
-        error = error.__cause__ or error.__context__
+    while waiting:
+        one = waiting.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        text = str(one)  # Ray's message of an actor's error is the traceback there
+        if isinstance(one, RayTaskError) and text not in shown:
+            shown.add(text)
+            yield text
+        inner = one.exceptions if isinstance(one, BaseExceptionGroup) else ()
+        waiting += [one.__context__, one.__cause__, *inner]

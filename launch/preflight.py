@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 REAL_STACK = ("ray", "vllm", "deepspeed")
 """Packages of a run that is not `--no-ray`."""
+_CONNECT_S = 10.0
 _TASK_PACKAGES = {"math": ("math_verify",)}
 
 
@@ -100,6 +101,7 @@ def _check_machine(config: TrdConfig, *, no_ray: bool) -> None:
     else:
         check_resources(config, placement_plan(config))
         check_ports(config)
+        check_address(config)
 
 
 def check_own_functions(method: MethodConfig) -> None:
@@ -193,6 +195,24 @@ def check_ports(config: TrdConfig) -> None:
                     remedy="choose another port, or set ray.dashboard=false",
                 )
             ) from error
+
+
+def check_address(config: TrdConfig) -> None:
+    """Somebody must listen at the address of a cluster that is to be joined."""
+    head = config.ray.head
+    if head is None:
+        return
+    try:
+        socket.create_connection(head, timeout=_CONNECT_S).close()
+    except OSError as error:
+        raise ConfigError(
+            describe(
+                "no cluster answers at the address", where="ray.address",
+                got=f"{config.ray.address}: {error.strerror or error}",
+                expected="the head of a Ray cluster, which this machine can reach",
+                remedy="check host and port (`ray status` on the head), or set ray.address=local",
+            )
+        ) from error  # fmt: skip
 
 
 def check_context(config: TrdConfig, *, student: ModelFacts, teacher: ModelFacts) -> None:

@@ -62,6 +62,7 @@ def train(config: TrdConfig, *, resume: bool, no_ray: bool, wiring: Wiring | Non
         folder = RunFolder.open(config.run.dir)
         _require_run(folder)
     else:
+        RunFolder(config.run.dir).require_free()
         run_log(config.pipeline, RunFolder(config.run.dir)).require_empty()
         folder = RunFolder.create(config.run.dir)
     with folder.locked():

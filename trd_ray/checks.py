@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from trd_ray.errors import ConfigError, describe
 from trd_ray.extensions import is_import_path
 
@@ -14,10 +16,16 @@ def require(condition: bool, key: str, got: object, expected: str, remedy: str) 
 
 def require_at_least(key: str, got: float, least: float) -> None:
     require(got >= least, key, got, f"{least} or more", f"set {key} to {least} or more")
+    _require_finite(key, got)
 
 
 def require_positive(key: str, got: float) -> None:
     require(got > 0, key, got, "more than 0", f"set {key} above 0")
+    _require_finite(key, got)
+
+
+def _require_finite(key: str, got: float) -> None:
+    require(got != math.inf, key, got, "a finite number", f"set {key} to a number that is large enough")
 
 
 def require_between(key: str, got: float, least: float, most: float) -> None:

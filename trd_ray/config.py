@@ -649,8 +649,8 @@ class RayConfig:
     """The Ray cluster."""
 
     address: str = "local"
-    """`local` starts a private one on this machine; `auto` joins the one that runs here; or an
-    address."""
+    """`local` starts a private one on this machine; `auto` joins the one that runs here; or the address of
+    another, `host:port` of its head."""
     dashboard: bool = False
     """Serve Ray's dashboard of a private cluster on 127.0.0.1."""
     dashboard_port: int = 8265
@@ -664,9 +664,21 @@ class RayConfig:
     """Shared memory of a private cluster, in GiB. At least 0.1."""
 
     def __post_init__(self) -> None:
+        require(
+            self.address in ("local", "auto") or self.head is not None,
+            "ray.address", repr(self.address), "local, auto, or host:port of the cluster's head",
+            "write for example ray.address=10.0.0.1:6379",
+        )  # fmt: skip
         require_between("ray.dashboard_port", self.dashboard_port, 1, 65535)
         require_at_least("ray.num_cpus", self.num_cpus, 0)
         require_at_least("ray.object_store_gib", self.object_store_gib, 0.1)
+
+    @property
+    def head(self) -> tuple[str, int] | None:
+        """Host and port, where the address names them."""
+        host, _, port = self.address.removeprefix("ray://").rpartition(":")
+        number = int(port) if port.isascii() and port.isdigit() else 0
+        return (host.strip("[]"), number) if host and 0 < number <= 65535 else None
 
 
 @dataclass(frozen=True, kw_only=True)

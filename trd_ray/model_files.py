@@ -15,6 +15,7 @@ from typing import cast
 
 from trd_ray.errors import ModelError, describe
 from trd_ray.hub import download, is_hub_name
+from trd_ray.paths import user_path
 from trd_ray.testbed.paths import models_path
 
 _TESTBED_PREFIX = "testbed:"
@@ -73,10 +74,15 @@ def resolve_model(name: str) -> Path:
     elif is_hub_name(name):
         path = download(name)
     else:
-        path = Path(name).expanduser()
+        path = user_path(name, where="model name")
+    require_model(path)
+    return path
+
+
+def require_model(path: Path) -> None:
+    """Raise `ModelError` if the folder holds no model."""
     read_config(path)
     weight_files(path)
-    return path
 
 
 def model_facts(path: Path) -> ModelFacts:
@@ -177,7 +183,8 @@ def read_header(file: Path) -> dict[str, tuple[tuple[int, ...], int]]:
     """Name -> (shape, bytes) of each tensor in a safetensors file."""
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(_HEADER_LENGTH_BYTES), "little")
-        raw = stream.read(length)
+        # A file that is none of these says any number, which must not be asked of the memory.
+        raw = stream.read(min(length, file.stat().st_size))
     try:
         return {
             name: (tuple(spec["shape"]), spec["data_offsets"][1] - spec["data_offsets"][0])
