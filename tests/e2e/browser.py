@@ -37,7 +37,9 @@ class Opened:
         self.complaints: list[str] = []
         self.url = path.resolve().as_uri()
         self.page: Page = browser.new_page(
-            viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light"
+            viewport={"width": width, "height": height},
+            color_scheme="dark" if dark else "light",
+            reduced_motion="reduce",
         )
         self.page.set_default_timeout(TIMEOUT_MS)
         self.page.on("request", lambda request: self.requests.append(request.url))
@@ -48,7 +50,8 @@ class Opened:
         self.page.wait_for_selector("#detail .trajectory")
 
     def wait_until_searchable(self) -> None:
-        self.page.wait_for_function("performance.getEntriesByName('viewer-searchable').length")
+        # Not by a function to wait for: playwright makes it by eval, which the page's policy forbids.
+        self.page.wait_for_selector("#viewer[data-searchable]")
 
     def millis(self, mark: str) -> float:
         """Of a mark, since the page was asked for."""

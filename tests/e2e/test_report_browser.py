@@ -63,6 +63,7 @@ def test_it_opens_filters_and_searches(opened, folders):
     for kind, count in kinds.items():
         page.click(f"#kinds button:has-text('{kind}')")
         assert opened.num_shown == count
+        page.wait_for_selector(f".badge:text-is('{kind}')")
         assert page.inner_text(".badge") == kind
     page.click("#kinds button:has-text('all')")
     page.select_option("#reason", "rejected: refine_truncated")
@@ -79,6 +80,7 @@ def test_it_opens_filters_and_searches(opened, folders):
     assert 0 < opened.num_shown < 480
     page.fill("#search", "no such text")
     assert opened.num_shown == 0
+    page.wait_for_selector("#detail .empty")
     assert "No trajectory passes" in page.inner_text("#detail")
     page.fill("#search", "")
     assert opened.num_shown == 480
@@ -97,6 +99,7 @@ def test_it_sorts_by_divergence(opened):
 def test_it_shows_both_texts_with_prefix_changes_and_first_wrong_step(opened):
     page = opened.page
     page.click("#kinds button:has-text('wrong to right')")
+    page.wait_for_selector(".badge:text-is('wrong to right')")
     assert page.locator(".side-head").all_inner_texts()[0].startswith("rollout y_o wrong")
     assert page.locator(".side-head").all_inner_texts()[1].startswith("refinement y_r right")
     assert page.locator(".first-wrong .flag").count() == 1
@@ -113,13 +116,16 @@ def test_it_shows_both_texts_with_prefix_changes_and_first_wrong_step(opened):
 def test_it_colours_tokens_by_what_was_recorded(opened):
     page = opened.page
     page.click("#kinds button:has-text('wrong to right')")
+    page.wait_for_selector(".badge:text-is('wrong to right')")
     page.click("#colouring button:has-text('Divergence')")
+    page.wait_for_selector("[data-side='1'] .token")
     assert page.locator("[data-side='1'] .token.h9").count() >= 1, "one token is where the teacher disagrees"
     assert page.locator("[data-side='0'] .token").count() == 0, "nothing was trained along the rollout"
     page.locator("[data-side='1'] .token").first.hover()
     tip = page.inner_text("#tip")
     assert "divergence" in tip and "nats" in tip and "student before the step" in tip
     page.click("#colouring button:has-text('surprise')")
+    page.wait_for_selector("[data-side='0'] .token")
     assert page.locator("[data-side='0'] .token").count() > 5
     assert "Largest at" in page.inner_text(".along")
 
@@ -183,17 +189,17 @@ def test_it_compares_runs(browser, folders, tmp_path):
     assert page.locator(".runs li").count() == 2
     assert report.num_shown == 480 and page.locator(".run-name").inner_text() == "trd"
     page.keyboard.press("r")
-    page.wait_for_function("document.querySelector('.run-name').textContent === 'opd'")
+    page.wait_for_selector(".run-name:text-is('opd')")
     assert page.locator("#kinds button").count() == 3, "all, right, wrong"
     page.select_option("#beside", label="trd")
-    page.wait_for_function("document.querySelectorAll('.run-name').length === 2")
+    page.wait_for_selector(".run-name:text-is('trd')")
     problems = page.locator(".problem").all_inner_texts()
     assert len(problems) == 2 and problems[0] == problems[1], "not the same problem"
     assert page.locator(".run-name").all_inner_texts() == ["opd", "trd"]
     report.show_viewer()
     page.screenshot(path=tmp_path / "both.png")
     page.keyboard.press("b")
-    page.wait_for_function("document.querySelectorAll('.run-name').length === 1")
+    page.wait_for_selector(".run-name:text-is('trd')", state="detached")
     report.require_quiet()
     page.close()
 

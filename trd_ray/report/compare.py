@@ -102,6 +102,11 @@ def _cells(values: Sequence[float | None], quantity: _Quantity) -> tuple[Cell, .
     return tuple(cells)
 
 
+def _plain(value: float) -> str:
+    """A number; what is only rounding is 0."""
+    return number(value) if abs(value) >= 1e-6 else "0"
+
+
 def _difference(change: float, quantity: _Quantity) -> str:
     if quantity.in_points:
         return f"{100 * change:+.1f} points"
@@ -192,14 +197,14 @@ _QUANTITIES = (
                                 else m.flips_right_to_wrong / m.num_trajectories)),
     _Quantity(name="Rejected, share", show=percent, better=-1, in_points=True,
               value=_last_tenth(lambda m: m.num_rejected / m.num_trajectories)),
-    _Quantity(name="Loss, nats a token", value=_last_tenth(lambda m: m.loss), show=number),
-    _Quantity(name="Gradient norm", value=_last_tenth(lambda m: m.grad_norm), show=number),
-    _Quantity(name="Support, nats a token", value=_last_tenth(lambda m: m.support_mean), show=number),
-    _Quantity(name="Rollout length, tokens", value=_last_tenth(lambda m: m.rollout_length_mean), show=number),
+    _Quantity(name="Loss, nats a token", value=_last_tenth(lambda m: m.loss), show=_plain),
+    _Quantity(name="Gradient norm", value=_last_tenth(lambda m: m.grad_norm), show=_plain),
+    _Quantity(name="Support, nats a token", value=_last_tenth(lambda m: m.support_mean), show=_plain),
+    _Quantity(name="Rollout length, tokens", value=_last_tenth(lambda m: m.rollout_length_mean), show=_plain),
     _Quantity(name="Refinement length, tokens", value=_last_tenth(lambda m: m.refined_length_mean),
-              show=number),
-    _Quantity(name="Seconds a step", value=_last_tenth(lambda m: m.step_s), show=number, better=-1),
-    _Quantity(name="Tokens per second", value=_last_tenth(lambda m: m.tokens_per_s), show=number, better=1),
+              show=_plain),
+    _Quantity(name="Seconds a step", value=_last_tenth(lambda m: m.step_s), show=_plain, better=-1),
+    _Quantity(name="Tokens per second", value=_last_tenth(lambda m: m.tokens_per_s), show=_plain, better=1),
     _Quantity(name="Generators not busy", value=_last_tenth(_share(Role.GENERATOR)), show=percent, better=-1,
               in_points=True),
     _Quantity(name="Teachers not busy", value=_last_tenth(_share(Role.TEACHER)), show=percent, better=-1,

@@ -99,7 +99,9 @@ function sideHead(one, colouring, shown) {
   const head = make("div", "side-head", one.name, one.symbol ? " " : null, one.symbol ? make("var", "", one.symbol) : null,
     " ", one.right ? make("em", one.right === "right" ? "ok" : "no", one.right) : null,
     one.numTokens ? make("small", "", ` ${one.numTokens.toLocaleString("en")} tokens`) : null);
-  if (colouring !== "changes" && !shown && one.text) head.append(make("small", "", " · not recorded for this text"));
+  if (colouring !== "changes" && !shown && one.text) {
+    head.append(make("small", "", ` · ${colouring === "divergence" ? "divergence is known along what was trained on" : "not recorded"}`));
+  }
   else if (shown && !one.spans) head.append(make("small", "", " · tokens below: they could not be placed in the text"));
   return head;
 }

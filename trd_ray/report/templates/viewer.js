@@ -30,6 +30,7 @@ class Viewer {
     }
     this.ready = true;
     performance.mark("viewer-searchable");
+    this.get("viewer").dataset.searchable = "true";
     if (this.choice.words) this.filter();
     else this.count();
   }
