@@ -33,7 +33,7 @@ def _init_ray(config: RayConfig) -> None:
     # Ray warns at each start that tokens protect the cluster, which is what we want.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     if config.address != LOCAL:
-        ray.init(address=config.address, log_to_driver=False, logging_level=logging.WARNING)
+        ray.init(address=config.address, log_to_driver=config.actor_logs, logging_level=logging.WARNING)
         return
     ray.init(
         address=LOCAL,
@@ -42,8 +42,7 @@ def _init_ray(config: RayConfig) -> None:
         include_dashboard=config.dashboard,
         dashboard_host="127.0.0.1",
         dashboard_port=config.dashboard_port,
-        # The actors' lines would tear the progress display; they are kept in the session's logs.
-        log_to_driver=False,
+        log_to_driver=config.actor_logs,
         logging_level=logging.WARNING,
     )
 

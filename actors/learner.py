@@ -200,6 +200,7 @@ class LearnerRank(Locatable):
             num_loss_tokens=batch.num_loss_tokens,
             student_logprob_mean=sum(logprobs for _, logprobs in shares) / batch.num_trajectories,
             learn_s=time.perf_counter() - start,
+            token_values=self._module.take_token_values(),
         )
 
     def _accumulate(self, batch: TrainingBatch) -> tuple[float, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from trd_ray.errors import (
     describe,
     unwrapped,
 )
+from trd_ray.token_values import join_ranks
 from trd_ray.types import FloatArray, IntArray, LearnerStep, TrainingBatch
 
 # The rank that died is known at once; the others only notice that it does not answer.
@@ -93,7 +95,7 @@ class RayLearner:
     async def learn(self, batch: TrainingBatch) -> LearnerStep:
         refs = [rank.handle.learn.remote(part_for_rank(batch, rank=i)) for i, rank in enumerate(self._ranks)]
         steps: list[LearnerStep] = await self._all(refs, "learn")
-        return steps[0]
+        return replace(steps[0], token_values=join_ranks([step.token_values for step in steps]))
 
     async def save(self, folder: Path) -> None:
         await self._all([rank.handle.save.remote(folder.resolve()) for rank in self._ranks], "save")
@@ -146,7 +148,8 @@ async def all_ranks(calls: Sequence[asyncio.Future[Any]], *, names: Sequence[str
     name = min(errors, key=lambda name: _rank_of_error(errors[name]))
     error = errors[name]
     if _rank_of_error(error) == _EXPECTED:
-        raise unwrapped(error) from None
+        inner = unwrapped(error)
+        raise inner from None if inner is error else error  # the rank's own traceback
     if isinstance(error, OSError) and not isinstance(error, TimeoutError | ConnectionError):
         raise DiskError(_disk_message(name, method, error)) from error
     raise LearnerLostError(

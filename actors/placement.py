@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,33 +17,14 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from actors.amounts import GIB, ray_amounts, total_request
 from actors.calls import call
-from trd_ray.config import ResourceConfig
 from trd_ray.errors import PlacementError, describe
 from trd_ray.placement_plan import Bundle, PlacementPlan, Seat
 
 log = logging.getLogger(__name__)
 
-GIB = 2**30
 _REPORT_EVERY_S = 5.0
-
-
-def ray_amounts(resources: ResourceConfig) -> dict[str, float]:
-    """Resources in Ray's terms: cores, GPUs, bytes."""
-    amounts = {
-        "CPU": resources.cpus,
-        "GPU": resources.gpus,
-        "memory": float(int(resources.memory_gib * GIB)),
-    }
-    return {name: amount for name, amount in amounts.items() if amount > 0}
-
-
-def total_request(plan: PlacementPlan) -> Counter[str]:
-    """Sum of all bundles, by Ray resource name."""
-    total: Counter[str] = Counter()
-    for bundle in plan.bundles:
-        total.update(ray_amounts(bundle.resources))  # type: ignore[arg-type]
-    return total
 
 
 async def reserve(plan: PlacementPlan, *, timeout_s: float) -> PlacementGroup:

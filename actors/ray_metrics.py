@@ -1,20 +1,16 @@
 """The numbers of metrics.jsonl as Ray metrics: for Prometheus and the dashboard of the cluster.
 
-Ray's agent of the driver's node serves them at its metrics port, under `ray_` and the names below, some
-ten seconds after each step.
+Ray's agent of the driver's node serves them at its metrics port, under the names of
+`trd_ray.scalars.CLUSTER_METRICS`, some ten seconds after each step.
 """
 
 from __future__ import annotations
-
-import math
 
 from ray.util.metrics import Counter, Gauge
 
 from trd_ray.evaluation import EvalReport
 from trd_ray.metrics import StepMetrics
-
-PREFIX = "trd_ray_"
-_COUNT = "num_"
+from trd_ray.scalars import CLUSTER_METRICS, ClusterMetricKind, dataset_tag, is_publishable
 
 
 class RayMetrics:
@@ -34,30 +30,31 @@ class RayMetrics:
         """Nothing is published within a step."""
 
     def on_step(self, metrics: StepMetrics) -> None:
-        for name, value in metrics.to_json().items():
-            if not isinstance(value, int | float) or not math.isfinite(value):
-                continue
-            if name.startswith(_COUNT):
-                self._count(name.removeprefix(_COUNT), value)
-            else:
-                self._gauge(name).set(value)
+        for key, value in metrics.to_json().items():
+            if key in CLUSTER_METRICS and is_publishable(value):
+                self._publish(key, value)  # type: ignore[arg-type]
 
     def on_eval(self, report: EvalReport) -> None:
-        tags = {"dataset": report.dataset}
-        for name, value in (
-            ("eval_avg_at_k", report.avg_at_k),
-            ("eval_pass_at_k", report.pass_at_k),
-            ("eval_learner_step", report.learner_step),
-        ):
-            self._gauge(name, "dataset").set(value, tags=tags)
+        tags = {"dataset": dataset_tag(report.dataset)}
+        self._gauge("eval_avg_at_k").set(report.avg_at_k, tags=tags)
+        self._gauge("eval_pass_at_k").set(report.pass_at_k, tags=tags)
+        self._gauge("eval_learner_step").set(report.learner_step, tags=tags)
 
-    def _gauge(self, name: str, *tag_keys: str) -> Gauge:
-        if name not in self._gauges:
-            self._gauges[name] = Gauge(PREFIX + name, f"{name} of the last learner step", tag_keys=tag_keys)
-        return self._gauges[name]
+    def _publish(self, key: str, value: float) -> None:
+        if CLUSTER_METRICS[key].kind is ClusterMetricKind.GAUGE:
+            self._gauge(key).set(value)
+        else:
+            self._count(key, value)
 
-    def _count(self, name: str, value: float) -> None:
-        if name not in self._counters:
-            self._counters[name] = Counter(PREFIX + name, f"{name} since the driver started")
+    def _gauge(self, key: str) -> Gauge:
+        if key not in self._gauges:
+            metric = CLUSTER_METRICS[key]
+            tag_keys = ("dataset",) if metric.by_dataset else ()
+            self._gauges[key] = Gauge(metric.name, f"{key} of the last learner step", tag_keys=tag_keys)
+        return self._gauges[key]
+
+    def _count(self, key: str, value: float) -> None:
+        if key not in self._counters:
+            self._counters[key] = Counter(CLUSTER_METRICS[key].name, f"{key} since the driver started")
         if value > 0:  # Ray refuses to add nothing
-            self._counters[name].inc(value)
+            self._counters[key].inc(value)

@@ -322,7 +322,7 @@ def _config(folder: Path, *, per_step: int, staleness: int, over_stale: OverStal
     return load_config(
         str(_CONFIG),
         [
-            f"run.dir={folder}", f"run.num_steps={_NUM_STEPS}", "run.tensorboard=false", "data.eval=''",
+            f"run.dir={folder}", f"run.num_steps={_NUM_STEPS}", "run.trackers=[]", "data.eval=''",
             f"generator.sampling.max_tokens={most}", f"teacher.sampling.max_tokens={most}",
             f"eval.sampling.max_tokens={most}", "generator.engine.max_model_len=2048",
             "teacher.engine.max_model_len=4096", f"pipeline.prompts_per_step={per_step}",

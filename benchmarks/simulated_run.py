@@ -74,7 +74,7 @@ def make_config(folder: Path, *, tokens: int, num_steps: int, per_step: int, sta
         [
             f"run.dir={folder}",
             f"run.num_steps={num_steps}",
-            "run.tensorboard=false",
+            "run.trackers=[]",
             "data.eval=''",
             f"generator.sampling.max_tokens={tokens}",
             f"teacher.sampling.max_tokens={tokens}",
@@ -102,7 +102,7 @@ async def run_once(
     answers = Answers(inputs, num_tokens=config.generator.sampling.max_tokens)
     activity = RoleActivity()
     async with simulated_roles(config, answers, cluster, activity) as simulated:
-        with MetricsWriter(folder, tensorboard=False) as writer:
+        with MetricsWriter(folder) as writer:
             pipeline = build_pipeline(
                 config,
                 roles=watch_roles(simulated.roles, activity, in_process=False, has_teacher=True),

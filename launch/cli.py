@@ -1,4 +1,4 @@
-"""The command line: `trd-ray train | eval | report | doctor | plan | testbed | convert`.
+"""The command line: `trd-ray train`, `submit`, `sweep` and all others.
 
 Exit codes: 0 done, 1 the run failed or was stopped, 2 bad arguments or configuration (before any
 process is started).
@@ -9,15 +9,28 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.logging import RichHandler
 
+from launch import cli_sweep
+from launch.arguments import (
+    ConfigArgument,
+    DeepOption,
+    LocalOption,
+    OptionalConfigArgument,
+    OverridesArgument,
+)
+from launch.cli_config import config_app
 from launch.cli_doctor import doctor
 from launch.cli_plan import plan
+from launch.cli_report import report
+from launch.cli_submit import submit_app
 from launch.consoles import error_console
+from launch.monitoring.export import monitoring
 from trd_ray.errors import (
     ConfigError,
     DataError,
@@ -28,39 +41,37 @@ from trd_ray.errors import (
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Distributed post-training by on-policy distillation with trajectory refinement (TRD).",
 )
 testbed_app = typer.Typer(no_args_is_help=True, help="The arithmetic testbed: make and measure its models.")
 convert_app = typer.Typer(no_args_is_help=True, help="Make model folders out of other formats.")
+app.command()(report)
+app.command()(doctor)
+app.command()(plan)
 app.add_typer(testbed_app, name="testbed")
 app.add_typer(convert_app, name="convert")
-
-ConfigArgument = Annotated[
-    Path, typer.Argument(help="A YAML file, for example configs/experiment/trd_opd.yaml")
-]
-OverridesArgument = Annotated[
-    list[str] | None, typer.Argument(help="Overrides: key.path=value ...", show_default=False)
-]
+app.command(name="monitoring")(monitoring)
+app.add_typer(config_app, name="config")
+app.add_typer(submit_app, name="submit")
+cli_sweep.register(app)
 
 _BAD_INPUT = (ConfigError, DataError, ModelError, MissingDependencyError)
 
 
 @app.command()
 def train(
-    config: Annotated[
-        str | None,
-        typer.Argument(help="A YAML file, for example configs/experiment/trd_opd.yaml; none with --replay"),
-    ] = None,
+    config: OptionalConfigArgument = None,
     overrides: OverridesArgument = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in run.dir.")] = False,
     no_ray: Annotated[
         bool, typer.Option("--no-ray", help="One process, transformers instead of vLLM: for a debugger.")
     ] = False,
+    local: LocalOption = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check and show everything, start nothing.")
     ] = False,
+    deep: DeepOption = False,
     replay: Annotated[
         Path | None,
         typer.Option(
@@ -72,22 +83,39 @@ def train(
     ] = None,
 ) -> None:
     """Train a student; write a run folder with metrics, trajectories, checkpoints and a report."""
-    from launch.dry_run import show_plan
-    from launch.train import train as run_training
     from trd_ray.config_loader import load_config
 
     if replay is not None:
         from launch.replay import replay as run_replay
 
+        _refuse(local, "--local", "with '--replay'", "a replay has no generators and teachers to look at")
         given = _replay_overrides(config, overrides or [], resume=resume)
         raise typer.Exit(run_replay(replay, given, no_ray=no_ray, dry_run=dry_run))
     if config is None:
-        raise typer.BadParameter("it is missing", param_hint="'CONFIG'")
-    loaded = load_config(Path(config), overrides or [])
+        raise typer.BadParameter("it is missing; name a file of configs/experiment", param_hint="'CONFIG'")
+    _refuse(deep and not dry_run, "--deep", "without '--dry-run'", "a start checks everything; leave it out")
+    _refuse(local and no_ray, "--local", "with '--no-ray'", "choose one: real actors, or one process")
+    if local:
+        from launch.local_run import actors_own_words, local_config
+
+        loaded = local_config(Path(config), overrides or [])
+    else:
+        loaded = load_config(Path(config), overrides or [])
     if dry_run:
-        show_plan(loaded, no_ray=no_ray)
+        from launch.dry_run import show_plan
+
+        show_plan(loaded, no_ray=no_ray, deep=deep)
         return
-    raise typer.Exit(run_training(loaded, resume=resume, no_ray=no_ray))
+    from launch.train import train as run_training
+
+    with actors_own_words() if local else nullcontext():
+        code = run_training(loaded, resume=resume, no_ray=no_ray)
+    raise typer.Exit(code)
+
+
+def _refuse(given: bool, option: str, beside: str, why: str) -> None:
+    if given:
+        raise typer.BadParameter(why, param_hint=f"'{option}' {beside}")
 
 
 def _replay_overrides(config: str | None, overrides: list[str], *, resume: bool) -> list[str]:
@@ -116,18 +144,6 @@ def evaluate(
     from trd_ray.config_loader import load_config
 
     run_evaluation(load_config(config, overrides or []), no_ray=no_ray, as_json=as_json)
-
-
-@app.command()
-def report(run_dir: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
-    """Write report.html into a run folder, also while the run goes on."""
-    from trd_ray.report import write_report
-
-    print(write_report(run_dir))
-
-
-app.command()(doctor)
-app.command()(plan)
 
 
 @testbed_app.command(name="build")
@@ -176,7 +192,7 @@ def main() -> None:
     for ring in ("trd_ray", "actors", "launch"):
         logging.getLogger(ring).setLevel(logging.INFO)
     try:
-        app()
+        app(prog_name="trd-ray")
     except (asyncio.CancelledError, KeyboardInterrupt):
         _complain("stopped by a signal")
         sys.exit(1)

@@ -7,14 +7,20 @@ from typing import Annotated
 
 import typer
 
+from launch.arguments import OverridesArgument
+from launch.completion import complete_config
+
 
 def doctor(
     config: Annotated[
-        Path | None, typer.Argument(help="A YAML file; none examines the machine alone.", show_default=False)
+        Path | None,
+        typer.Argument(
+            help="A YAML file; none examines the machine alone.",
+            show_default=False,
+            autocompletion=complete_config,
+        ),
     ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="Overrides: key.path=value ...", show_default=False)
-    ] = None,
+    overrides: OverridesArgument = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="The machine alone, also with a configuration: start no actors.")
     ] = False,

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
+from launch.arguments import ConfigArgument, OverridesArgument
+
 
 def plan(
-    config: Annotated[Path, typer.Argument(help="A YAML file, for example configs/experiment/trd_opd.yaml")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="Overrides: key.path=value ...", show_default=False)
-    ] = None,
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
     rates: Annotated[
         Path | None,
         typer.Option(

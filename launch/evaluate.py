@@ -38,7 +38,8 @@ def evaluate(config: TrdConfig, *, no_ray: bool, as_json: bool) -> None:
 
 
 async def _evaluate(config: TrdConfig, inputs: RunInputs, *, no_ray: bool) -> EvalReport:
-    with Progress(0, console=console) as progress, Signals():
+    plain = no_ray or config.ray.actor_logs
+    with Progress(0, console=console, plain=plain) as progress, Signals():
         async with _generators(config, inputs, no_ray=no_ray) as generator:
             evaluator = build_evaluator(config, generator=generator, inputs=inputs, observer=progress)
             assert evaluator is not None  # there are problems

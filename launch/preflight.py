@@ -5,21 +5,38 @@ from __future__ import annotations
 import importlib.util
 import os
 import socket
+from typing import TYPE_CHECKING
 
 import psutil
 
-from actors.placement import GIB, total_request
-from trd_ray.assembly import RunInputs, max_student_prompt, read_inputs
+from actors.amounts import GIB, total_request
 from trd_ray.chat import check_chat_template
-from trd_ray.config import TrdConfig
+from trd_ray.choices import Divergence, RefineGate
+from trd_ray.config import MethodConfig, TrdConfig
 from trd_ray.errors import ConfigError, MissingDependencyError, describe
-from trd_ray.models import ModelFacts, model_facts
+from trd_ray.input_checks import (
+    all_problems,
+    names_chat_template,
+    read_eval_problems,
+    read_task,
+    read_training_problems,
+    require_top_k,
+    same_tokenizer_files,
+)
+from trd_ray.model_files import ModelFacts, model_facts, resolve_model
 from trd_ray.placement_plan import PlacementPlan, placement_plan
+from trd_ray.tasks.base import Task
+from trd_ray.tasks.custom import check_grader
 from trd_ray.tasks.registry import load_task
+from trd_ray.trackers import check_trackers
 from trd_ray.types import Problem
+
+if TYPE_CHECKING:
+    from trd_ray.assembly import RunInputs
 
 REAL_STACK = ("ray", "vllm", "deepspeed")
 """Packages of a run that is not `--no-ray`."""
+_CONNECT_S = 10.0
 _TASK_PACKAGES = {"math": ("math_verify",)}
 
 
@@ -28,13 +45,42 @@ def check_run(config: TrdConfig, *, no_ray: bool) -> RunInputs:
 
     Raises `ConfigError`, `DataError`, `ModelError` or `MissingDependencyError`.
     """
+    from trd_ray.assembly import read_inputs  # imports transformers
+
     _check_machine(config, no_ray=no_ray)
     inputs = read_inputs(config)
+    check_inputs(config, inputs)
+    return inputs
+
+
+def check_inputs(config: TrdConfig, inputs: RunInputs) -> None:
+    """What models and data must be for each other. Raises as `check_run`."""
     check_chat_template(inputs.tokenizer, inputs.student_path)
     check_chat_template(inputs.prompts.teacher_format.tokenizer, inputs.teacher_path)
-    _check_models(config, student=model_facts(inputs.student_path), teacher=model_facts(inputs.teacher_path))
+    check_models(config, student=model_facts(inputs.student_path), teacher=model_facts(inputs.teacher_path))
     check_prompt_lengths(inputs)
-    return inputs
+
+
+def check_files(config: TrdConfig, *, no_ray: bool) -> tuple[ModelFacts, ModelFacts] | None:
+    """The checks of `check_run` that need no tokenizer; much faster, since nothing heavy is imported.
+
+    Returns the facts of student and teacher; None where the files alone do not show that their tokenizers and
+    chat templates will do, which `check_run` then decides. Raises as `check_run`.
+    """
+    _check_machine(config, no_ray=no_ray)
+    student_path, teacher_path = resolve_model(config.student.model), resolve_model(config.teacher_model)
+    facts = model_facts(student_path), model_facts(teacher_path)
+    vocab_size = same_tokenizer_files(student_path, teacher_path)
+    if vocab_size is None or any(model.vocab_size < vocab_size for model in facts):
+        return None
+    if not (names_chat_template(student_path) and names_chat_template(teacher_path)):
+        return None
+    require_top_k(config.method, vocab_size=vocab_size)
+    task = read_task(config)
+    problems = all_problems(read_training_problems(config), read_eval_problems(config))
+    check_models(config, student=facts[0], teacher=facts[1])
+    _check_readable(task, problems)
+    return facts
 
 
 def check_without_inputs(
@@ -43,19 +89,31 @@ def check_without_inputs(
     """What can be checked where models and data are not on this machine. Raises as `check_run`."""
     _check_machine(config, no_ray=no_ray)
     load_task(config.data.task)
-    _check_models(config, student=student, teacher=teacher)
+    check_models(config, student=student, teacher=teacher)
 
 
 def _check_machine(config: TrdConfig, *, no_ray: bool) -> None:
     check_packages((*(() if no_ray else REAL_STACK), *_TASK_PACKAGES.get(config.data.task, ())))
+    check_own_functions(config.method)
+    check_trackers(config)
     if no_ray:
         check_one_process(config)
     else:
         check_resources(config, placement_plan(config))
         check_ports(config)
+        check_address(config)
 
 
-def _check_models(config: TrdConfig, *, student: ModelFacts, teacher: ModelFacts) -> None:
+def check_own_functions(method: MethodConfig) -> None:
+    """Load and try the functions of the user's own that a method names."""
+    if method.divergence is Divergence.CUSTOM or method.refine_gate.kind is RefineGate.CUSTOM:
+        from trd_ray.custom_functions import check_functions  # imports torch
+
+        check_functions(method)
+
+
+def check_models(config: TrdConfig, *, student: ModelFacts, teacher: ModelFacts) -> None:
+    """Lengths that engines and models must hold. Raises `ConfigError`."""
     check_context(config, student=student, teacher=teacher)
     check_scored_lengths(config, student=student, teacher=teacher)
     check_prefill_lengths(config)
@@ -139,6 +197,24 @@ def check_ports(config: TrdConfig) -> None:
             ) from error
 
 
+def check_address(config: TrdConfig) -> None:
+    """Somebody must listen at the address of a cluster that is to be joined."""
+    head = config.ray.head
+    if head is None:
+        return
+    try:
+        socket.create_connection(head, timeout=_CONNECT_S).close()
+    except OSError as error:
+        raise ConfigError(
+            describe(
+                "no cluster answers at the address", where="ray.address",
+                got=f"{config.ray.address}: {error.strerror or error}",
+                expected="the head of a Ray cluster, which this machine can reach",
+                remedy="check host and port (`ray status` on the head), or set ray.address=local",
+            )
+        ) from error  # fmt: skip
+
+
 def check_context(config: TrdConfig, *, student: ModelFacts, teacher: ModelFacts) -> None:
     """Engines cannot hold longer sequences than their models were made for."""
     engines = [("generator.engine.max_model_len", config.generator.engine, student)]
@@ -160,7 +236,7 @@ def check_context(config: TrdConfig, *, student: ModelFacts, teacher: ModelFacts
 
 def check_scored_lengths(config: TrdConfig, *, student: ModelFacts, teacher: ModelFacts) -> None:
     """Prompt and trajectory must fit into the models that score it and learn from it."""
-    prompt = max_student_prompt(config)
+    prompt = config.max_student_prompt
     output = config.max_trajectory_tokens
     for role, facts in (("teacher", teacher), ("student", student)):
         context = facts.context_length
@@ -180,7 +256,7 @@ def check_prefill_lengths(config: TrdConfig) -> None:
     """An engine that scores holds prompt, trajectory and one token that it samples and drops."""
     if not (config.method.scores and config.teacher.score.by_engine):
         return
-    longest = max_student_prompt(config) + config.max_trajectory_tokens + 1
+    longest = config.max_student_prompt + config.max_trajectory_tokens + 1
     if longest > config.teacher.engine.max_model_len:
         raise ConfigError(
             describe(
@@ -195,17 +271,13 @@ def check_prefill_lengths(config: TrdConfig) -> None:
 
 def check_prompt_lengths(inputs: RunInputs) -> None:
     """Each problem of a finite source must fit into the generators' context."""
-    num = inputs.stream.num_problems
-    if num is not None:
-        before = inputs.stream.state()
-        for problem, _ in inputs.stream.take(num):
-            _check_problem(problem, inputs)
-        inputs.stream.restore(before)
-    for problem in inputs.eval_problems:
-        _check_problem(problem, inputs)
+    problems = all_problems(inputs.stream, inputs.eval_problems)
+    for problem in problems:
+        inputs.prompts.student(problem)
+    _check_readable(inputs.task, problems)
 
 
-def _check_problem(problem: Problem, inputs: RunInputs) -> None:
-    inputs.prompts.student(problem)
-    # A problem that the task cannot read at all must not show only when it is graded.
-    inputs.task.grade(problem, "")
+def _check_readable(task: Task, problems: tuple[Problem, ...]) -> None:
+    """A problem that the task cannot read at all must not show only when it is graded."""
+    for problem in problems:
+        check_grader(task, problem)

@@ -1,5 +1,5 @@
-"""What a person sees of a run: one live line in a terminal, one line a step elsewhere, and a
-table at the end."""
+"""What a person sees of a run: a live display in a terminal, one line a step elsewhere, and a table at
+the end."""
 
 from __future__ import annotations
 
@@ -11,34 +11,31 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from launch.live_lines import REFRESH_HZ, LiveLines
+from launch.progress_lines import Shown, learning_figures, present_figures, runtime_figures
 from trd_ray.activity import RoleActivity
-from trd_ray.activity_records import ActorState
 from trd_ray.evaluation import EvalReport
 from trd_ray.metrics import StepMetrics
-from trd_ray.roles import Role
-from trd_ray.runtime_metrics import RuntimeMetrics
 from trd_ray.stage_clock import Stage
 
 MAX_TABLE_ROWS = 20
 _ETA_STEPS = 20
 """The time left is judged by so many latest steps: early ones warm caches up and are slower."""
-_REFRESH_HZ = 8
 _OF_SAMPLES = (Stage.ROLLOUT, Stage.REFINE, Stage.SCORE)
 
 
 class Progress:
     """An `Observer` that shows a run on a console. Use it as a context manager.
 
-    In a terminal it redraws one line; elsewhere (a log file, `ray job logs`) it prints one plain
-    line a step, complete in itself.
+    In a terminal it redraws a few lines in place, laid out for the width that the terminal has at that
+    moment; elsewhere (a log file, `ray job logs`, a terminal that cannot move its cursor) it prints one
+    plain line a step, complete in itself.
 
-    Where stages overlap, how many of a step have ended one says little. So the line then shows the calls
-    that are in each stage now, and the buffer: `rollout 48 refine 12 learn buffer 31`.
+    Where stages overlap, how many of a step have ended one says little. So it then shows the calls that
+    are in each stage now: `rollout 48 refine 12 learn`.
     """
 
     def __init__(
@@ -47,17 +44,23 @@ class Progress:
         *,
         console: Console | None = None,
         done_steps: int = 0,
-        overlap: RoleActivity | None = None,
+        activity: RoleActivity | None = None,
+        overlaps: bool = False,
+        plain: bool = False,
     ) -> None:
         """
         Args:
+            plain: one line a step in a terminal too: a redrawn one takes the output of a debugger and of
+                actors, and what is typed at a prompt.
             done_steps: those that a resumed run has already behind it.
-            overlap: what the actors are doing, if stages overlap (there is no stage barrier).
+            activity: what the actors are doing: queues and buffer are shown as they are now.
+            overlaps: stages overlap (there is no stage barrier); needs `activity`.
         """
         self._console = console if console is not None else Console()
         self._num_steps = num_steps
         self._done_steps = done_steps
-        self._overlap = overlap
+        self._activity = activity
+        self._overlaps = overlaps and activity is not None
         self._drawn_at = -math.inf
         self._stage = ""
         self._stage_done = 0
@@ -65,8 +68,8 @@ class Progress:
         self._last: StepMetrics | None = None
         self._seconds: deque[float] = deque(maxlen=_ETA_STEPS)
         self._live = (
-            Live(self.render(), console=self._console, refresh_per_second=_REFRESH_HZ, transient=True)
-            if self._console.is_terminal
+            LiveLines(self._console, self.render)
+            if self._console.is_terminal and not plain and not self._console.is_dumb_terminal
             else None
         )
 
@@ -82,9 +85,11 @@ class Progress:
             self._live.stop()
 
     def on_stage(self, stage: str, done: int, total: int) -> None:
+        is_new = str(stage) != self._stage
         self._stage, self._stage_done, self._stage_total = str(stage), done, total
-        # Told of every sample, a thousand times a second perhaps; nobody reads so fast.
-        if time.monotonic() - self._drawn_at >= 1 / _REFRESH_HZ:
+        # Told of every sample, a thousand times a second perhaps; nobody reads so fast. A new stage is shown
+        # at once: it may be long until the next word of it.
+        if is_new or time.monotonic() - self._drawn_at >= 1 / REFRESH_HZ:
             self._refresh()
 
     def on_step(self, metrics: StepMetrics) -> None:
@@ -93,7 +98,13 @@ class Progress:
         self._seconds.append(metrics.step_s)
         self._stage = ""
         if self._live is None:
-            self._print(f"step {self._done_steps}/{self._num_steps}  {'  '.join(self._figures(metrics))}")
+            figures = [
+                *learning_figures(metrics),
+                *(runtime_figures(metrics.runtime) if metrics.runtime else ()),
+            ]
+            if eta := self._eta_text():
+                figures.append(f"ETA {eta}")
+            self._print(f"step {self._done_steps}/{self._num_steps}  {'  '.join(figures)}")
         self._refresh()
 
     def on_eval(self, report: EvalReport) -> None:
@@ -110,21 +121,27 @@ class Progress:
         return (self._num_steps - self._done_steps) * math.fsum(self._seconds) / len(self._seconds)
 
     def render(self) -> RenderableType:
-        """The live line."""
-        grid = Table.grid(padding=(0, 1))
-        grid.add_row(
-            Text(f"step {self._done_steps}/{self._num_steps}", style="bold", no_wrap=True),
-            ProgressBar(total=self._num_steps, completed=self._done_steps, width=16),
-            Text(self._stage_text(), style="cyan", no_wrap=True),
-            Text(
-                "  ".join(self._figures(self._last)) if self._last else "", overflow="ellipsis", no_wrap=True
-            ),
+        """The display."""
+        groups = []
+        if self._last is not None:
+            groups.append(learning_figures(self._last))
+            if self._activity is not None:
+                groups.append(present_figures(self._last.runtime, self._activity))
+        return Shown(
+            done_steps=self._done_steps,
+            num_steps=self._num_steps,
+            stage=self._stage_text(),
+            eta=self._eta_text(),
+            groups=tuple(groups),
         )
-        return grid
+
+    def _eta_text(self) -> str:
+        eta = self.eta_s()
+        return "" if eta is None or self._done_steps >= self._num_steps else clock_text(eta)
 
     def _stage_text(self) -> str:
-        if self._overlap is not None:
-            return self._overlap_text(self._overlap)
+        if self._overlaps and self._activity is not None:
+            return self._overlap_text(self._activity)
         if not self._stage:
             return "starting" if self._last is None else ""
         return f"{self._stage} {self._stage_done}/{self._stage_total}"
@@ -136,33 +153,9 @@ class Progress:
         # Only stages of a step overlap; whatever else is told of is the one thing that goes on beside them.
         if self._stage and self._stage not in tuple(Stage) and self._stage_done < self._stage_total:
             parts.insert(0, f"{self._stage} {self._stage_done}/{self._stage_total}")
-        elif self._last is not None or parts:
-            parts.append(f"buffer {activity.buffer.value}")
+        elif not parts and self._last is not None:
+            return "waiting"
         return " ".join(parts) or "starting"
-
-    def _runtime_figures(self, m: RuntimeMetrics) -> list[str]:
-        shares = ((role, m.share(role, ActorState.BUSY)) for role in Role)
-        busy = " ".join(f"{role} {share:.0%}" for role, share in shares if share is not None)
-        figures = [f"busy: {busy}"] if busy else []
-        if m.buffer_depth_mean is not None:
-            figures.append(f"buffer {m.buffer_depth_mean:.0f}")
-        return figures
-
-    def _figures(self, m: StepMetrics) -> list[str]:
-        accuracy = m.trajectory_accuracy if m.rollout_accuracy is None else m.rollout_accuracy
-        name = "trajectory acc" if m.rollout_accuracy is None else "rollout acc"
-        figures = [] if accuracy is None else [f"{name} {accuracy:.3f}"]
-        if m.refined_accuracy is not None:
-            figures.append(f"refined acc {m.refined_accuracy:.3f}")
-        figures += [f"loss {m.loss:.4f}", f"{m.tokens_per_s:,.0f} tok/s", f"staleness {m.staleness_max}"]
-        if m.num_rejected:
-            figures.append(f"rejected {m.num_rejected}")
-        if self._overlap is not None and m.runtime is not None:
-            figures += self._runtime_figures(m.runtime)
-        eta = self.eta_s()
-        if eta is not None and self._done_steps < self._num_steps:
-            figures.append(f"ETA {clock_text(eta)}")
-        return figures
 
     def _print(self, line: str) -> None:
         # Plain: no markup in names of data sets, no wrapping that would break a line of a log in two.

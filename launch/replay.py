@@ -9,7 +9,7 @@ from pathlib import Path
 
 from launch.consoles import console, show
 from launch.exits import started
-from launch.preflight import REAL_STACK, check_packages, check_ports, check_resources
+from launch.preflight import REAL_STACK, check_own_functions, check_packages, check_ports, check_resources
 from launch.progress import Progress, closing_table
 from launch.signals import Signals
 from trd_ray.config import TrdConfig
@@ -22,6 +22,7 @@ from trd_ray.replay import LossDifference, Replay, ReplayResult, write_summary
 from trd_ray.replay_plan import ModelPaths, ReplayPlan, plan_replay
 from trd_ray.report import write_report
 from trd_ray.run_folder import RunFolder
+from trd_ray.trackers import Trackers, check_trackers
 
 
 def replay(run_dir: Path, overrides: Sequence[str], *, no_ray: bool, dry_run: bool) -> int:
@@ -32,6 +33,8 @@ def replay(run_dir: Path, overrides: Sequence[str], *, no_ray: bool, dry_run: bo
     """
     plan = plan_replay(run_dir, overrides)
     models = plan.model_paths()
+    check_own_functions(plan.config.method)
+    check_trackers(plan.config)
     if not no_ray:
         check_packages(REAL_STACK)
         check_resources(plan.config, learner_plan(plan.config))
@@ -43,23 +46,29 @@ def replay(run_dir: Path, overrides: Sequence[str], *, no_ray: bool, dry_run: bo
     show(_intent(plan))
     folder = RunFolder.create(plan.config.run.dir)
     with folder.locked():
-        folder.config.write_text(dump_config(plan.config), encoding="utf-8")
-        write_summary(plan, folder, None)
-        result = started(lambda: asyncio.run(_run(plan, models, folder, no_ray=no_ray)))
+        with Trackers(plan.config, folder) as trackers:
+            folder.config.write_text(dump_config(plan.config), encoding="utf-8")
+            write_summary(plan, folder, None)
+            result = started(lambda: asyncio.run(_run(plan, models, folder, trackers, no_ray=no_ray)))
+            if result.interrupted:
+                trackers.stopped()
         write_summary(plan, folder, result)
         _close(plan, folder, result)
     return 1 if result.interrupted else 0
 
 
-async def _run(plan: ReplayPlan, models: ModelPaths, folder: RunFolder, *, no_ray: bool) -> ReplayResult:
+async def _run(
+    plan: ReplayPlan, models: ModelPaths, folder: RunFolder, trackers: Trackers, *, no_ray: bool
+) -> ReplayResult:
     with (
-        Progress(plan.num_steps, console=console) as progress,
-        MetricsWriter(folder, tensorboard=plan.config.run.tensorboard) as writer,
+        Progress(plan.num_steps, console=console, plain=no_ray or plan.config.ray.actor_logs) as progress,
+        MetricsWriter(folder) as writer,
         Signals() as signals,
     ):
         progress.on_stage("start", 0, 1)
         async with _learner(plan.config, models, no_ray=no_ray) as learner:
-            replaying = Replay(plan, learner=learner, folder=folder, observer=Observers([writer, progress]))
+            observer = Observers([writer, trackers, progress])
+            replaying = Replay(plan, learner=learner, folder=folder, observer=observer)
             signals.hand_over(replaying)
             return await replaying.run()
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Make .venv and install the CPU stack into it, once. A second run starts in seconds: a stamp holds
-# the checksum of what was installed. Usage: launch/setup.sh [cpu] [dev] [smollm2]   (default: cpu)
+# the checksum of what was installed. Usage: launch/setup.sh [cpu] [dev] [smollm2] [trackers]   (default: cpu)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -28,13 +28,27 @@ install_torch() {
 
 install_part() {
   local part=$1 file="launch/requirements/$1.txt" stamp=".venv/.installed-$1" sum
-  [ -f "$file" ] || { echo "setup: unknown part '$part'; expected cpu, dev or smollm2" >&2; exit 2; }
+  [ -f "$file" ] || { echo "setup: unknown part '$part'; expected cpu, dev, smollm2 or trackers" >&2; exit 2; }
   sum=$(sha256sum "$file" | cut -d' ' -f1)
   [ "$(cat "$stamp" 2>/dev/null)" = "$sum" ] && return
   echo "setup: installing $part (once; a few minutes for cpu) ..."
   if [ "$part" = cpu ]; then install_torch; fi
   .venv/bin/pip install --quiet --disable-pip-version-check --no-deps -r "$file"
   echo "$sum" >"$stamp"
+}
+
+# The browser tests open the report in Debian's chromium; playwright's own download is not used.
+install_chromium() {
+  if command -v chromium >/dev/null 2>&1; then return; fi
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+    echo "setup: installing chromium (once) ..."
+    if apt-get update -qq >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; then
+      return
+    fi
+  fi
+  echo "setup: the browser tests need 'chromium' on the PATH, and it could not be installed here." >&2
+  echo "setup: install it as root (apt-get install chromium), then run this again." >&2
+  exit 2
 }
 
 install_project() {
@@ -53,5 +67,8 @@ if [ ! -x .venv/bin/pip ]; then
     "$python" -m pip --python .venv/bin/python install --quiet pip
   }
 fi
-for part in "${@:-cpu}"; do install_part "$part"; done
+for part in "${@:-cpu}"; do
+  install_part "$part"
+  if [ "$part" = dev ]; then install_chromium; fi
+done
 install_project

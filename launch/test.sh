@@ -3,7 +3,7 @@
 # Arguments go to pytest, for example: ./launch/test.sh tests/unit
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-launch/setup.sh cpu dev smollm2
+launch/setup.sh cpu dev smollm2 trackers
 bin=.venv/bin
 $bin/ruff check .
 $bin/ruff format --check .
@@ -12,6 +12,9 @@ $bin/lint-imports
 if [ $# -gt 0 ]; then
   exec $bin/python -m pytest "$@"
 fi
-# These are computation without waits or shared ports: two at a time.
+# Two at a time. These are computation without waits or shared ports:
 $bin/python -m pytest tests/unit tests/contract -n 2
-exec $bin/python -m pytest tests/actors tests/e2e
+# These wait as much as they compute. A file's tests stay together, since they share a cluster or a run; long files
+# come first. What has to share its cores is slow and not dead: limits of the chaos runs are longer.
+export TRD_CHAOS_PATIENCE=${TRD_CHAOS_PATIENCE:-4}
+exec $bin/python -m pytest tests/e2e tests/actors -n 2 --dist loadfile --no-loadscope-reorder

@@ -9,11 +9,12 @@ from rich.table import Table
 from rich.text import Text
 
 from launch.consoles import console
+from trd_ray.model_files import require_model
 from trd_ray.testbed.build import BuildProgress
 from trd_ray.testbed.build import build as build_models
 from trd_ray.testbed.check import CheckReport, Rate, RewriteRates
 from trd_ray.testbed.check import check as check_models
-from trd_ray.testbed.paths import models_path
+from trd_ray.testbed.paths import STUDENT, TEACHER, WEAK_STUDENT, models_path
 
 # What the shipped models must be able to do; see docs/testbed.md.
 _TEACHER_SOLVES = (0.97, 1.0)
@@ -47,6 +48,8 @@ def build(output: Path, *, seed: int) -> None:
 def check(models: Path | None) -> int:
     """Measure the models and print the figures. Returns 0 if all are as they must be, else 1."""
     folder = models_path() if models is None else models
+    for name in (TEACHER, STUDENT, WEAK_STUDENT):
+        require_model(folder / name)
     with console.status("measuring ...") as status:
         report = check_models(folder, report=lambda name: status.update(f"measuring: {name}"))
     table = Table(

@@ -29,6 +29,7 @@ from trd_ray.report import write_report
 from trd_ray.resume import check_same_run
 from trd_ray.run_folder import RunFolder
 from trd_ray.trace import TraceWriter
+from trd_ray.trackers import Trackers
 from trd_ray.watched import watch_roles
 
 log = logging.getLogger(__name__)
@@ -61,15 +62,20 @@ def train(config: TrdConfig, *, resume: bool, no_ray: bool, wiring: Wiring | Non
         folder = RunFolder.open(config.run.dir)
         _require_run(folder)
     else:
+        RunFolder(config.run.dir).require_free()
         run_log(config.pipeline, RunFolder(config.run.dir)).require_empty()
         folder = RunFolder.create(config.run.dir)
     with folder.locked():
         start = _resume(folder, config) if resume else _Start(folder=folder, checkpoint=None, first_step=1)
-        with writing(folder.config):
-            folder.config.write_text(dump_config(config), encoding="utf-8")
-        result = started(
-            lambda: asyncio.run(_run(config, inputs, start, wiring or _wiring(no_ray=no_ray), no_ray=no_ray))
-        )
+        with Trackers(config, folder, first_step=start.first_step) as trackers:
+            with writing(folder.config):
+                folder.config.write_text(dump_config(config), encoding="utf-8")
+            make_roles = wiring or _wiring(no_ray=no_ray)
+            result = started(
+                lambda: asyncio.run(_run(config, inputs, start, make_roles, trackers, no_ray=no_ray))
+            )
+            if result.interrupted:
+                trackers.stopped()
         _close(folder, result)
     return 1 if result.interrupted else 0
 
@@ -97,7 +103,13 @@ def _resume(folder: RunFolder, config: TrdConfig) -> _Start:
 
 
 async def _run(
-    config: TrdConfig, inputs: RunInputs, start: _Start, wiring: Wiring, *, no_ray: bool
+    config: TrdConfig,
+    inputs: RunInputs,
+    start: _Start,
+    wiring: Wiring,
+    trackers: Trackers,
+    *,
+    no_ray: bool,
 ) -> RunResult:
     evaluated = {report.learner_step for report in read_evals(start.folder.eval)}
     activity = RoleActivity()
@@ -107,16 +119,16 @@ async def _run(
             config.run.num_steps,
             console=console,
             done_steps=start.first_step - 1,
-            overlap=None if config.pipeline.stage_barrier else activity,
+            activity=activity,
+            overlaps=not config.pipeline.stage_barrier,
+            plain=no_ray or config.ray.actor_logs,
         ) as progress,
-        MetricsWriter(
-            start.folder, tensorboard=config.run.tensorboard, first_step=start.first_step
-        ) as writer,
+        MetricsWriter(start.folder) as writer,
         Signals() as signals,
     ):
         progress.on_stage("start", 0, 1)
         async with wiring(config, inputs, start.folder, activity) as roles:
-            observers = [writer, progress, *_cluster_observers(no_ray=no_ray)]
+            observers = [writer, trackers, progress, *_cluster_observers(no_ray=no_ray)]
             pipeline = build_pipeline(
                 config,
                 roles=watch_roles(roles, activity, in_process=no_ray, has_teacher=config.teacher_group),

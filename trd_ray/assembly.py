@@ -11,18 +11,18 @@ from transformers import PreTrainedTokenizerBase
 from trd_ray.activity import RoleActivity
 from trd_ray.buffer import TrajectoryBuffer
 from trd_ray.buffer_log import BufferLog, run_log
-from trd_ray.choices import Support
-from trd_ray.config import MethodConfig, TrdConfig
-from trd_ray.data import ProblemStream, load_first_problems, load_problems
+from trd_ray.config import TrdConfig
+from trd_ray.data import ProblemStream
 from trd_ray.device_turns import NoTurns
 from trd_ray.end_token import answer_end_token, end_token_ids
-from trd_ray.errors import ConfigError, describe
 from trd_ray.evaluation import eval_prompts
 from trd_ray.evaluator import Evaluator
 from trd_ray.feed import PromptFeed
+from trd_ray.input_checks import read_eval_problems, read_task, read_training_problems, require_top_k
 from trd_ray.interfaces import DeviceTurns, Generator, Learner, Teacher, WeightSync
-from trd_ray.locate import FailureLocator, make_locator, require_steps
-from trd_ray.models import load_tokenizer, model_facts, resolve_model, shared_vocab_size
+from trd_ray.locate import FailureLocator, make_locator
+from trd_ray.model_files import model_facts, resolve_model
+from trd_ray.models import load_tokenizer, shared_vocab_size
 from trd_ray.observer import Observer
 from trd_ray.pipeline import Pipeline
 from trd_ray.production import Producer
@@ -31,7 +31,6 @@ from trd_ray.recorder import Recorder
 from trd_ray.refinement import PromptFormat
 from trd_ray.run_folder import RunFolder
 from trd_ray.tasks.base import Task
-from trd_ray.tasks.registry import load_task
 from trd_ray.types import Problem, Prompt, TrajectorySource
 
 
@@ -79,10 +78,8 @@ def read_inputs(config: TrdConfig) -> RunInputs:
     student_path = resolve_model(config.student.model)
     teacher_path = resolve_model(config.teacher_model)
     vocab_size = shared_vocab_size(student_path, teacher_path)
-    _require_top_k(config.method, vocab_size=vocab_size)
-    task = load_task(config.data.task)
-    if config.method.trajectory is TrajectorySource.SPLICED:
-        require_steps(config.method.splice, task=task)
+    require_top_k(config.method, vocab_size=vocab_size)
+    task = read_task(config)
     tokenizer = load_tokenizer(student_path)
     teacher_tokenizer = load_tokenizer(teacher_path)
     return RunInputs(
@@ -92,28 +89,9 @@ def read_inputs(config: TrdConfig) -> RunInputs:
         tokenizer=tokenizer,
         task=task,
         prompts=_prompt_builder(config, (student_path, tokenizer), (teacher_path, teacher_tokenizer)),
-        stream=load_problems(
-            config.data.train,
-            config.data.columns,
-            task=config.data.task,
-            need_reference=config.needs_reference,
-            seed=config.run.seed,
-        ),
-        eval_problems=_eval_problems(config),
+        stream=read_training_problems(config),
+        eval_problems=read_eval_problems(config),
     )
-
-
-def _require_top_k(method: MethodConfig, *, vocab_size: int) -> None:
-    if method.support is Support.TOP_K and method.top_k > vocab_size:
-        raise ConfigError(
-            describe(
-                "the support has more entries than the vocabulary",
-                where="method.top_k",
-                got=method.top_k,
-                expected=f"at most {vocab_size}, the tokens of the shared tokenizer",
-                remedy="lower method.top_k, or set method.support=full",
-            )
-        )
 
 
 def _max_scored(config: TrdConfig, teacher_path: Path) -> int:
@@ -201,12 +179,6 @@ def build_evaluator(
     )
 
 
-def max_student_prompt(config: TrdConfig) -> int:
-    """The generators' context less the largest output budget of a rollout, in tokens."""
-    most_output = max(config.generator.sampling.max_tokens, config.eval.sampling.max_tokens)
-    return config.generator.engine.max_model_len - most_output
-
-
 def _prompt_builder(
     config: TrdConfig,
     student: tuple[Path, PreTrainedTokenizerBase],
@@ -226,23 +198,10 @@ def _prompt_builder(
             tokenizer=teacher_tokenizer,
             enable_thinking=teacher.enable_thinking,
         ),
-        max_student_prompt=max_student_prompt(config),
+        max_student_prompt=config.max_student_prompt,
         max_teacher_prompt=teacher.engine.max_model_len - teacher.sampling.max_tokens,
         max_scored=_max_scored(config, teacher_path),
         max_trained=config.generator.engine.max_model_len,
         end_token_id=answer_end_token(tokenizer, end_token_ids(student_path, tokenizer)),
         privileged=config.method.privileged,
-    )
-
-
-def _eval_problems(config: TrdConfig) -> tuple[Problem, ...]:
-    if not config.data.eval:
-        return ()
-    return load_first_problems(
-        config.data.eval,
-        config.data.columns,
-        task=config.data.task,
-        need_reference=False,
-        seed=config.run.seed,
-        num=config.data.eval_problems,
     )

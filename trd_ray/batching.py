@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trd_ray.token_values import TokenValues
 from trd_ray.types import DeferredTarget, IntArray, TeacherHidden, TopKTargets, TrainingBatch, TrainingSample
 
 MicroBatch = tuple[TrainingSample, ...]
@@ -117,6 +118,21 @@ def pack_lengths(lengths: Sequence[int], *, budget: int) -> tuple[tuple[int, ...
     if current:
         groups.append(tuple(current))
     return tuple(groups)
+
+
+def values_by_sample(batch: TrainingBatch, values: TokenValues) -> tuple[TokenValues, ...]:
+    """Each sample's values, by its `index`.
+
+    Args:
+        values: of all tokens of the batch, in its order.
+
+    Raises:
+        ValueError: other tokens than the batch has.
+    """
+    samples = [sample for rank in batch.micro_batches for packed in rank for sample in packed]
+    parts = values.split([len(sample.response_ids) for sample in samples])
+    by_index = {sample.index: part for sample, part in zip(samples, parts, strict=True)}
+    return tuple(by_index[index] for index in range(len(samples)))
 
 
 def part_for_rank(batch: TrainingBatch, *, rank: int) -> TrainingBatch:

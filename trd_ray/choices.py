@@ -16,6 +16,8 @@ class Divergence(StrEnum):
     """beta KL(teacher || M) + (1 - beta) KL(student || M), M = beta teacher + (1 - beta) student."""
     NLL = "nll"
     """-log student(token): no teacher distribution (SFT, sequence-level distillation)."""
+    CUSTOM = "custom"
+    """The user's own: `method.divergence_function`."""
     NONE = "none"
     """No such term: the reward term alone."""
 
@@ -104,6 +106,8 @@ class RefineGate(StrEnum):
     """All but wrong refinements of right rollouts."""
     MIN_SUPPORT = "min_support"
     """Those whose mean student logprob is at most `min_support` nats below the rollout's."""
+    CUSTOM = "custom"
+    """The user's own: `method.refine_gate.function`."""
 
 
 class OnRefusal(StrEnum):
@@ -213,3 +217,16 @@ class PlacementStrategy(StrEnum):
     """On as few nodes as possible: pushes and gradients stay inside a node while they can."""
     SPREAD = "spread"
     """Over as many nodes as possible: for nodes that are short of host memory."""
+
+
+class TrackerKind(StrEnum):
+    """Where a run's numbers are recorded, beside `metrics.jsonl` and `eval.jsonl`."""
+
+    TENSORBOARD = "tensorboard"
+    """Event files in the run folder."""
+    WANDB = "wandb"
+    """Weights & Biases."""
+    MLFLOW = "mlflow"
+    """An MLflow server, or a SQLite file."""
+    TRACKIO = "trackio"
+    """A SQLite file that `trackio show` displays."""

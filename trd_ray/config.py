@@ -7,12 +7,14 @@ is given its own block, never the whole tree. Values that follow from others are
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from trd_ray.checks import (
     require,
     require_at_least,
     require_between,
+    require_import_path,
     require_positive,
 )
 from trd_ray.choices import (
@@ -37,9 +39,11 @@ from trd_ray.choices import (
     Tail,
     TeacherWeights,
     TokenGate,
+    TrackerKind,
 )
 from trd_ray.method import check_method, check_scoring, method_sentence
 from trd_ray.placement_checks import check_placement
+from trd_ray.secrets_mask import has_credentials, mask_text
 from trd_ray.types import TeacherContext, TrajectorySource
 
 
@@ -59,8 +63,9 @@ class RunConfig:
     """Checkpoint after every so many steps, and always after the last; 0 means only the last."""
     keep_checkpoints: int = 2
     """Newest checkpoints kept; older ones are deleted. 1 or more."""
-    tensorboard: bool = True
-    """Write TensorBoard events into the run folder."""
+    trackers: tuple[TrackerKind, ...] = (TrackerKind.TENSORBOARD,)
+    """Where the numbers go beside the run folder's own files: any of `tensorboard`, `wandb`, `mlflow`,
+    `trackio`; `[]` is none. The `tracking` section says how."""
     trace_steps: int = 200
     """Steps in `trace.json`, which shows in Perfetto what each actor did: the first so many after a start
     or a resume, and of later ones two in every hundred. The file ends at 256 MiB. 0 writes none."""
@@ -117,11 +122,17 @@ class RefineGateConfig:
     min_support: float = 1.0
     """For `min_support`: largest fall of the mean student logprob from rollout to refinement, in
     nats a token. 0 or more."""
+    function: str = ""
+    """For `custom`: `package.module:function`, which is given a `trd_ray.refine_gate.Candidate` and says
+    whether it is trained on. The module is imported, so it runs."""
     on_refusal: OnRefusal = OnRefusal.NOTHING
     """What is trained on in place of a refused refinement: `nothing` or the `rollout`."""
 
     def __post_init__(self) -> None:
         require_at_least("method.refine_gate.min_support", self.min_support, 0.0)
+        require_import_path(
+            "method.refine_gate.function", self.function, needed=self.kind is RefineGate.CUSTOM
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +186,10 @@ class MethodConfig:
     `privileged` with y*, or `refine`, the prompt that the rewrite was made from."""
     divergence: Divergence = Divergence.FORWARD_KL
     """`forward_kl` = KL(teacher || student), `reverse_kl` = KL(student || teacher), `jsd` between
-    them, `nll` = -log student(token), or `none`."""
+    them, `nll` = -log student(token), `custom`, or `none`."""
+    divergence_function: str = ""
+    """For `custom`: `package.module:function`, from log-probabilities of teacher and student [N, V] to
+    values [N]. The module is imported, so it runs."""
     beta: float = 0.5
     """For `jsd`: weight of the teacher. 0 gives forward and 1 gives reverse KL. In [0, 1]."""
     support: Support = Support.FULL
@@ -205,6 +219,11 @@ class MethodConfig:
     def __post_init__(self) -> None:
         require_between("method.ema_decay", self.ema_decay, 0.0, 1.0)
         require_at_least("method.periodic_every", self.periodic_every, 1)
+        require_import_path(
+            "method.divergence_function",
+            self.divergence_function,
+            needed=self.divergence is Divergence.CUSTOM,
+        )
         require_between("method.beta", self.beta, 0.0, 1.0)
         require_at_least("method.top_k", self.top_k, 1)
         require_positive("method.ratio_clip", self.ratio_clip)
@@ -274,7 +293,7 @@ class DataConfig:
     """Problems to train and evaluate on."""
 
     task: str = "arithmetic"
-    """Prompts and grader: a folder of trd_ray/tasks (`arithmetic`, `math`)."""
+    """Prompts and grader: `arithmetic`, `math`, or your own as `package.module:Class`, which is imported."""
     train: str = "testbed:train"
     """JSON Lines (also .gz) or Parquet, as a path or fsspec URL; `testbed:train`, endless; or
     `sample:gsm8k_train`, a few hundred rows that come with the math task."""
@@ -563,6 +582,9 @@ class LearnerConfig:
     """Recompute activations in the backward pass: less memory, about a third more time."""
     kl_chunk_size: int = 2048
     """Tokens whose logits are held at once. 1 or more."""
+    record_token_values: bool = True
+    """Keep each trained token's divergence and student logprob in `trajectories/`, as float16: 4 bytes a
+    token before compression. The report colours tokens by them."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
@@ -627,21 +649,36 @@ class RayConfig:
     """The Ray cluster."""
 
     address: str = "local"
-    """`local` starts a private one on this machine; `auto` joins the one that runs here; or an
-    address."""
+    """`local` starts a private one on this machine; `auto` joins the one that runs here; or the address of
+    another, `host:port` of its head."""
     dashboard: bool = False
     """Serve Ray's dashboard of a private cluster on 127.0.0.1."""
     dashboard_port: int = 8265
     """Its port."""
     num_cpus: int = 0
     """Cores of a private cluster; 0 takes all."""
+    actor_logs: bool = False
+    """Show what actors print on the console of the run, and no live progress line, which it would tear.
+    They are kept in the session's logs either way."""
     object_store_gib: float = 1.0
     """Shared memory of a private cluster, in GiB. At least 0.1."""
 
     def __post_init__(self) -> None:
+        require(
+            self.address in ("local", "auto") or self.head is not None,
+            "ray.address", repr(self.address), "local, auto, or host:port of the cluster's head",
+            "write for example ray.address=10.0.0.1:6379",
+        )  # fmt: skip
         require_between("ray.dashboard_port", self.dashboard_port, 1, 65535)
         require_at_least("ray.num_cpus", self.num_cpus, 0)
         require_at_least("ray.object_store_gib", self.object_store_gib, 0.1)
+
+    @property
+    def head(self) -> tuple[str, int] | None:
+        """Host and port, where the address names them."""
+        host, _, port = self.address.removeprefix("ray://").rpartition(":")
+        number = int(port) if port.isascii() and port.isdigit() else 0
+        return (host.strip("[]"), number) if host and 0 < number <= 65535 else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -691,6 +728,45 @@ class FaultConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """How the run appears in W&B, MLflow and trackio (`run.trackers`)."""
+
+    project: str = "trd-ray"
+    """Project there; MLflow calls it an experiment. Letters, digits, `-` and `_`."""
+    name: str = ""
+    """Name of the run there. Empty: that of the run folder."""
+    tags: tuple[str, ...] = ()
+    """Words to find the run by; trackio, which has no tags, shows them in the configuration."""
+    offline: bool = False
+    """Send nothing over the network: W&B writes files for `wandb sync`, MLflow a SQLite file, both in the
+    run folder."""
+    mlflow_uri: str = ""
+    """MLflow's tracking server or database. Empty: `MLFLOW_TRACKING_URI`, or `mlflow.db` in the run folder
+    where that is not set either. Credentials belong into `MLFLOW_TRACKING_USERNAME` and `_PASSWORD`."""
+
+    def __post_init__(self) -> None:
+        require(
+            re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", self.project) is not None,
+            "tracking.project", self.project, "1 to 100 letters, digits, `-` and `_`",
+            "choose a plain name: it becomes part of file names and addresses",
+        )  # fmt: skip
+        require(
+            len(self.name) <= 100 and self.name.isprintable(),
+            "tracking.name", self.name, "at most 100 printable characters", "choose a shorter name",
+        )  # fmt: skip
+        require(
+            all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 ._:/-]{0,63}", tag) for tag in self.tags),
+            "tracking.tags", list(self.tags), "words of at most 64 letters, digits, spaces and `._:/-`",
+            "mend the tags",
+        )  # fmt: skip
+        require(
+            not has_credentials(self.mlflow_uri),
+            "tracking.mlflow_uri", mask_text(self.mlflow_uri), "an address without credentials",
+            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment instead",
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrdConfig:
     """The whole tree."""
 
@@ -708,6 +784,7 @@ class TrdConfig:
     ray: RayConfig = field(default_factory=RayConfig)
     timeouts: TimeoutConfig = field(default_factory=TimeoutConfig)
     faults: FaultConfig = field(default_factory=FaultConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
         for name, engine, budget in (
@@ -771,6 +848,12 @@ class TrdConfig:
         if needed and self.method.teacher_weights is TeacherWeights.EXTERNAL:
             return self.teacher.model
         return self.student.model
+
+    @property
+    def max_student_prompt(self) -> int:
+        """The generators' context less the largest output budget of a rollout, in tokens."""
+        most_output = max(self.generator.sampling.max_tokens, self.eval.sampling.max_tokens)
+        return self.generator.engine.max_model_len - most_output
 
     @property
     def max_trajectory_tokens(self) -> int:

@@ -5,10 +5,8 @@ Run `python -m trd_ray.config_docs > configs/base.yaml` after a change of config
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import inspect
-import itertools
 import sys
 import textwrap
 import typing
@@ -17,8 +15,8 @@ from enum import StrEnum
 
 import yaml
 
-from trd_ray import config
 from trd_ray.config import TrdConfig
+from trd_ray.field_docs import field_descriptions
 
 _WIDTH = 100
 _HEADER = """\
@@ -34,7 +32,7 @@ def base_yaml() -> str:
 
 def _section(value: object, *, indent: int) -> Iterator[str]:
     cls = type(value)
-    descriptions = _field_descriptions(cls)
+    descriptions = field_descriptions(cls)
     hints = typing.get_type_hints(cls)
     for item in dataclasses.fields(cls):  # type: ignore[arg-type]
         child = getattr(value, item.name)
@@ -48,7 +46,7 @@ def _section(value: object, *, indent: int) -> Iterator[str]:
             yield from _section(child, indent=indent + 2)
         else:
             yield _comment(_with_choices(text, hints[item.name]), indent)
-            yield f"{' ' * indent}{item.name}: {_scalar(child)}\n"
+            yield f"{' ' * indent}{item.name}: {scalar_yaml(child)}\n"
 
 
 def _with_choices(text: str, hint: object) -> str:
@@ -65,29 +63,16 @@ def _comment(text: str, indent: int) -> str:
     return "\n".join(textwrap.wrap(flat, _WIDTH, initial_indent=prefix, subsequent_indent=prefix)) + "\n"
 
 
-def _scalar(value: object) -> str:
-    plain = value.value if isinstance(value, StrEnum) else value
+def scalar_yaml(value: object) -> str:
+    """A value as it stands in YAML."""
+    values = list(value) if isinstance(value, tuple) else value
+    plain = [_plain(item) for item in values] if isinstance(values, list) else _plain(values)
     text: str = yaml.safe_dump(plain, default_flow_style=True)
     return text.removesuffix("...\n").strip()
 
 
-def _field_descriptions(cls: type) -> dict[str, str]:
-    """The string under each field, read from the source of config.py."""
-    tree = ast.parse(inspect.getsource(config))
-    body = next(
-        node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == cls.__name__
-    )
-    found: dict[str, str] = {}
-    for node, following in itertools.pairwise(body):
-        if (
-            isinstance(node, ast.AnnAssign)
-            and isinstance(node.target, ast.Name)
-            and isinstance(following, ast.Expr)
-            and isinstance(following.value, ast.Constant)
-            and isinstance(following.value.value, str)
-        ):
-            found[node.target.id] = following.value.value
-    return found
+def _plain(value: object) -> object:
+    return value.value if isinstance(value, StrEnum) else value
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from trd_ray.errors import DiskError, TrdRayError, describe
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -42,10 +40,17 @@ _FULL_BYTES = 2**20
 
 @contextmanager
 def saving_tensors(folder: Path) -> Iterator[None]:
-    """torch and safetensors raise errors of their own where a disk is full; here that is an `OSError` too."""
+    """An `OSError` where torch, safetensors and tokenizers raise errors of their own because the disk of
+    `folder` is full. safetensors takes away what it could not finish, so there may be room again by then."""
     try:
         yield
-    except (RuntimeError, SafetensorError) as error:
-        if shutil.disk_usage(folder).free < _FULL_BYTES:
+    except (OSError, TrdRayError):
+        raise
+    except Exception as error:  # tokenizers raise nothing narrower
+        if _says_full(error) or shutil.disk_usage(folder).free < _FULL_BYTES:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
         raise
+
+
+def _says_full(error: Exception) -> bool:
+    return any(os.strerror(number) in str(error) for number in _FULL)

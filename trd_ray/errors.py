@@ -56,6 +56,10 @@ class LearnerLostError(RunFailedError):
     """A learner rank died, hangs or raised what it should not: the group must be started anew."""
 
 
+class ClusterError(TrdRayError, ConnectionError):
+    """A cluster's job API does not answer, or answers with an error."""
+
+
 class DiskError(RunFailedError):
     """A file of the run cannot be written."""
 
@@ -65,14 +69,31 @@ def describe(what: str, *, where: str, got: object, expected: str, remedy: str) 
     return f"{what}\n  where:    {where}\n  got:      {got}\n  expected: {expected}\n  remedy:   {remedy}"
 
 
+_WHERE, _GOT = "\n  where:    ", "\n  got:      "
+_EXPECTED, _REMEDY = "\n  expected: ", "\n  remedy:   "
+
+
+def place_of(message: str) -> str:
+    """The first line of `where:` in a message of `describe`; empty if it is none."""
+    return message.partition(_WHERE)[2].partition("\n")[0]
+
+
+def expectation_of(message: str) -> str:
+    """The answer to `expected:` in a message of `describe`, on one line; empty if it is none."""
+    return " ".join(message.partition(_EXPECTED)[2].partition(_REMEDY)[0].split())
+
+
+def with_place(message: str, where: str) -> str:
+    """A message of `describe` with another answer to `where:`."""
+    what, _, rest = message.partition(_WHERE)
+    return f"{what}{_WHERE}{where}{_GOT}{rest.partition(_GOT)[2]}"
+
+
 def unwrapped(error: BaseException) -> BaseException:
     """What was raised: of an error of another process, which comes with that process's stack as its message,
     the one that is in it."""
     cause = getattr(error, "cause", None)
     return cause if isinstance(cause, BaseException) else error
-
-
-_WHERE, _GOT = "\n  where:    ", "\n  got:      "
 
 
 def brief(error: BaseException) -> str:

@@ -41,7 +41,9 @@ class EvalReport:
     learner_step: int
     """Completed optimizer steps of the student that was evaluated; 0 before the first."""
     dataset: str
+    """`data.eval`."""
     num_problems: int
+    """Problems that were answered."""
     num_samples: int
     """Samples a problem."""
     k: int
@@ -49,12 +51,15 @@ class EvalReport:
     avg_at_k: float
     """Mean over problems of the share of right samples."""
     avg_ci95: Interval
+    """Its 95% interval over problems; `ci95` in the file."""
     pass_at_k: float
     """Mean over problems of the chance that one of k samples is right."""
     pass_ci95: Interval
+    """Its 95% interval over problems."""
     mean_length: float
     """Tokens a sample."""
     truncated_share: float
+    """Samples that used up the output budget."""
 
     def to_json(self) -> dict[str, object]:
         """The row; `avg_ci95` is called `ci95` there."""

@@ -10,9 +10,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
 from trd_ray.errors import ModelError, describe
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -65,6 +62,10 @@ def is_hub_name(name: str) -> bool:
 
 def cached(name: str) -> Path | None:
     """The folder of a model in the local cache; None if it is not there."""
+    # Imported where a model is named by its hub name only: it takes as long as all of a plan.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
     try:
         return Path(snapshot_download(name, allow_patterns=_FILES, local_files_only=True))
     except LocalEntryNotFoundError:
@@ -76,6 +77,9 @@ def download(name: str) -> Path:
 
     Raises `ModelError` if the hub cannot be reached, is switched off (HF_HUB_OFFLINE), or has no such model.
     """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
     try:
         return Path(snapshot_download(name, allow_patterns=_FILES))
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:

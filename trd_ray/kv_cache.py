@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from trd_ray.choices import DType
 from trd_ray.config import EngineConfig
-from trd_ray.models import ModelFacts
+from trd_ray.model_files import ModelFacts
 
 BYTES = {DType.FLOAT32: 4, DType.BFLOAT16: 2}
 _KEYS_AND_VALUES = 2

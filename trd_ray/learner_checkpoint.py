@@ -135,7 +135,7 @@ def save_hf(
     """
     with saving_tensors(folder.parent):
         model.save_pretrained(folder, state_dict=state_dict)
-    load_tokenizer(tokenizer_from).save_pretrained(folder)
+        load_tokenizer(tokenizer_from).save_pretrained(folder)
 
 
 def _error(where: Path, what: str, got: object, expected: str, remedy: str) -> CheckpointError:

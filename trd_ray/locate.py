@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from trd_ray.chat import decode_text
 from trd_ray.choices import Locator
@@ -19,6 +18,9 @@ from trd_ray.errors import ConfigError, describe
 from trd_ray.interfaces import Teacher
 from trd_ray.tasks.base import Task
 from trd_ray.types import IntArray, Rollout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from trd_ray.choices import DType, ScoreMethod
 from trd_ray.config import TrdConfig
-from trd_ray.models import ModelFacts
+from trd_ray.model_files import ModelFacts
 
 _LOGPROB_BYTES = 4
 # As engines send them.

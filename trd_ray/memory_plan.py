@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from trd_ray.choices import Device, DType, ScoreMethod, TeacherWeights
 from trd_ray.config import EngineConfig, LearnerConfig, LoraConfig, TeacherConfig, TrdConfig
 from trd_ray.kv_cache import BYTES, KvRoom, kv_room
-from trd_ray.models import ModelFacts
+from trd_ray.model_files import ModelFacts
 from trd_ray.roles import Role
 
 _FLOAT32_BYTES = 4

@@ -32,6 +32,7 @@ def check_method(method: MethodConfig) -> None:
     """Raise `ConfigError` if the choices of a method contradict each other."""
     _check_context(method)
     _check_divergence(method)
+    _check_custom(method)
     _check_sampled(method)
     _check_reward(method)
     if not method.refines:
@@ -88,6 +89,22 @@ def _check_divergence(method: MethodConfig) -> None:
         "method.divergence", method.divergence.value,
         "a divergence, because there is no reward term either",
         "set method.divergence=forward_kl, or method.reward.kind=grpo",
+    )  # fmt: skip
+
+
+def _check_custom(method: MethodConfig) -> None:
+    """A function gives one value a token: it has no entries to clip and no estimate from one token."""
+    if method.divergence is not Divergence.CUSTOM:
+        return
+    require(
+        method.support is not Support.SAMPLED,
+        "method.support", method.support.value, "full or top_k for a custom divergence",
+        "set method.support=full",
+    )  # fmt: skip
+    require(
+        method.clip is not Clip.ENTRY,
+        "method.clip", method.clip.value, "none or token, because a custom divergence has no entries",
+        "set method.clip=token",
     )  # fmt: skip
 
 
@@ -208,6 +225,7 @@ def _loss_words(method: MethodConfig) -> str:
         Divergence.FORWARD_KL: "forward KL",
         Divergence.REVERSE_KL: "reverse KL",
         Divergence.JSD: f"Jensen-Shannon divergence (beta {method.beta:g})",
+        Divergence.CUSTOM: f"custom divergence {method.divergence_function}",
         Divergence.NONE: "",
     }[method.divergence]
     words = [name, _support_words(method)]
@@ -265,6 +283,7 @@ def _trajectory_words(method: MethodConfig) -> str:
         RefineGate.FAILED_ONLY: "of wrong rollouts only",
         RefineGate.ACCEPT_CORRECT: "right ones only",
         RefineGate.ACCEPT_NOT_WORSE: "unless it breaks a right rollout",
+        RefineGate.CUSTOM: f"that {method.refine_gate.function} accepts",
         RefineGate.MIN_SUPPORT: f"within {method.refine_gate.min_support:g} nats of the rollout's support",
     }[method.refine_gate.kind]
     if not gate:

@@ -1,4 +1,4 @@
-"""What is recorded of each learner step: one line of metrics.jsonl, one point in TensorBoard."""
+"""What is recorded of each learner step: one line of metrics.jsonl; `trd_ray.scalars` names its numbers."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from trd_ray.activity_records import ActivityLap
-from trd_ray.errors import DataError, MissingDependencyError, describe
+from trd_ray.errors import DataError, describe
 from trd_ray.evaluation import EvalReport
 from trd_ray.json_lines import JsonLinesWriter, read_lines
 from trd_ray.outcomes import Outcome
@@ -31,9 +31,6 @@ from trd_ray.trajectory_metrics import (
 )
 from trd_ray.types import LearnerStep, Refinement, SyncReport, Trajectory
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
 
 @dataclass(frozen=True, kw_only=True)
 class StepMetrics:
@@ -48,7 +45,9 @@ class StepMetrics:
     grad_norm: float
     """Global L2 norm before clipping."""
     learning_rate: float
+    """Of this step."""
     num_loss_tokens: int
+    """Response tokens that were trained on."""
     staleness_max: int
     """Largest staleness among the consumed trajectories, in steps; 0 if none was consumed."""
     rollout_accuracy: float | None
@@ -79,21 +78,29 @@ class StepMetrics:
     num_trajectories: int
     """Trajectories that ended in this step: consumed and rejected."""
     num_consumed: int
+    """Trajectories that were trained on."""
     num_rejected: int
+    """Trajectories that ended otherwise."""
     rejected_by_reason: Mapping[str, int]
     """Reasons that occurred only."""
     rollout_s: float
-    """This and the next: exclusive share of the step's wall time, see `stage_clock`."""
+    """Exclusive share of the step's wall time (see `stage_clock`) that went into rollouts."""
     refine_s: float
+    """Likewise into refinements."""
     score_s: float
+    """Likewise into scores of the teacher."""
     learn_s: float
+    """Likewise into the optimizer step."""
     sync_s: float
+    """Likewise into the push of weights."""
     other_s: float
+    """What none of the five had."""
     step_s: float
     """The whole step; the sum of the six above."""
     num_rollout_tokens: int
+    """Of all rollouts."""
     num_refined_tokens: int
-    """Of a spliced trajectory, those that the teacher added."""
+    """Of all refinements; of a spliced trajectory, those that the teacher added."""
     rollout_length_mean: float | None
     """Tokens a rollout; None if the student answered nothing."""
     refined_length_mean: float | None
@@ -248,15 +255,12 @@ def _refined(trajectories: Sequence[Trajectory]) -> list[tuple[bool, Refinement]
 
 
 class MetricsWriter:
-    """Writes metrics.jsonl, eval.jsonl and TensorBoard events. An `Observer`; close it at the end.
+    """Writes metrics.jsonl and eval.jsonl. An `Observer`; close it at the end.
 
-    On resume call `RunFolder.rewind` first. `first_step` is the next learner step; TensorBoard
-    then hides what an earlier attempt wrote from that step on.
+    On resume call `RunFolder.rewind` first.
     """
 
-    def __init__(self, folder: RunFolder, *, tensorboard: bool = True, first_step: int = 1) -> None:
-        """Raises `MissingDependencyError` if TensorBoard is wanted and not installed."""
-        self._events = _open_events(folder.tensorboard, first_step) if tensorboard else None
+    def __init__(self, folder: RunFolder) -> None:
         self._steps = JsonLinesWriter(folder.metrics)
         self._evals = JsonLinesWriter(folder.eval)
 
@@ -265,24 +269,14 @@ class MetricsWriter:
 
     def on_step(self, metrics: StepMetrics) -> None:
         self._steps.write(metrics.to_json())
-        if self._events is not None:
-            for tag, value in _step_scalars(metrics).items():
-                self._events.add_scalar(tag, value, metrics.learner_step)
-            self._events.flush()
 
     def on_eval(self, report: EvalReport) -> None:
         self._evals.write(report.to_json())
-        if self._events is not None:
-            for tag, value in _eval_scalars(report).items():
-                self._events.add_scalar(tag, value, report.learner_step)
-            self._events.flush()
 
     def close(self) -> None:
         """May be called more than once."""
         self._steps.close()
         self._evals.close()
-        if self._events is not None:
-            self._events.close()
 
     def __enter__(self) -> Self:
         return self
@@ -291,58 +285,3 @@ class MetricsWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _open_events(folder: Path, first_step: int) -> SummaryWriter:
-    # Imported here: a run without TensorBoard must not need it, and torch is slow to load.
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise MissingDependencyError(
-            describe(
-                "TensorBoard is not installed", where="run.tensorboard", got=str(error),
-                expected="the package tensorboard",
-                remedy="pip install tensorboard, or set run.tensorboard=false",
-            )
-        ) from error  # fmt: skip
-    purge_step = first_step if first_step > 1 else None
-    return SummaryWriter(str(folder), purge_step=purge_step)
-
-
-def _step_scalars(m: StepMetrics) -> dict[str, float]:
-    """Tags are `area/quantity_unit`."""
-    scalars: dict[str, float | None] = {
-        "learner/loss_nats": m.loss,
-        "learner/grad_norm": m.grad_norm,
-        "learner/learning_rate": m.learning_rate,
-        "learner/num_loss_tokens": m.num_loss_tokens,
-        "accuracy/rollout": m.rollout_accuracy,
-        "accuracy/refined": m.refined_accuracy,
-        "accuracy/trajectory": m.trajectory_accuracy,
-        "accuracy/flips_wrong_to_right": m.flips_wrong_to_right,
-        "accuracy/flips_right_to_wrong": m.flips_right_to_wrong,
-        "refinement/num_accepted": m.refinement_accepted,
-        "refinement/num_refused": sum(m.refinement_refused_by_reason.values()),
-        "refinement/edit_distance_share": m.edit_distance_mean,
-        "refinement/length_ratio": m.length_ratio_mean,
-        "refinement/support_nats": m.support_mean,
-        "refinement/kept_share": m.kept_share_mean,
-        "pipeline/staleness_max": m.staleness_max,
-        "pipeline/num_rejected": m.num_rejected,
-        "pipeline/tokens_per_s": m.tokens_per_s,
-        "length/rollout_tokens": m.rollout_length_mean,
-        "length/refined_tokens": m.refined_length_mean,
-        **{f"time/{stage}_s": getattr(m, f"{stage}_s") for stage in (*Stage, "other", "step")},
-        "pipeline/prompts_pending": m.prompts_pending,
-        **(m.runtime.scalars() if m.runtime is not None else {}),
-    }
-    return {tag: value for tag, value in scalars.items() if value is not None}
-
-
-def _eval_scalars(report: EvalReport) -> dict[str, float]:
-    return {
-        f"eval/{report.dataset}/avg_at_{report.num_samples}": report.avg_at_k,
-        f"eval/{report.dataset}/pass_at_{report.k}": report.pass_at_k,
-        f"eval/{report.dataset}/mean_length_tokens": report.mean_length,
-        f"eval/{report.dataset}/truncated_share": report.truncated_share,
-    }

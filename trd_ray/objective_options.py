@@ -16,6 +16,7 @@ from trd_ray.choices import (
     TokenGate,
 )
 from trd_ray.config import LoraConfig, MethodConfig
+from trd_ray.custom_functions import divergence_function
 from trd_ray.losses.options import DivergenceOptions, GateOptions, ObjectiveOptions, RewardOptions
 
 
@@ -104,6 +105,9 @@ def _divergence_options(method: MethodConfig) -> DivergenceOptions:
     clips = method.clip is not Clip.NONE
     return DivergenceOptions(
         divergence=method.divergence.value,
+        function=divergence_function(method.divergence_function)
+        if method.divergence is Divergence.CUSTOM
+        else None,
         beta=method.beta,
         support=method.support.value,
         top_k=method.top_k if method.support is Support.TOP_K else None,

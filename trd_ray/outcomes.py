@@ -31,6 +31,8 @@ class RejectReason(StrEnum):
     """Gate `accept_not_worse`: a right rollout became a wrong refinement."""
     LOW_SUPPORT = "low_support"
     """Gate `min_support`: the student finds the refinement too unlikely."""
+    GATE_FUNCTION = "gate_function"
+    """Gate `custom`: the user's function refused it."""
     STALE = "stale"
     """Older than `pipeline.max_staleness` when the learner came to it."""
     OVER_LENGTH = "over_length"

@@ -289,6 +289,8 @@ class Pipeline:
         with self._clock.stage(Stage.LEARN):
             await self._turns.begin(Stage.LEARN)
             learned = await self._learner.learn(batch)
+        if learned.token_values is not None:
+            await self._recorder.token_values(trajectories, batch, learned.token_values)
         self._learner_step = learned.learner_step
         before, self._counted = self._counted, self._ledger.end(trajectories)
         synced = nothing_pushed(learned.policy_version)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from trd_ray.errors import ModelError, describe
 from trd_ray.hub import KNOWN, cached, is_hub_name
-from trd_ray.models import ModelFacts, model_facts, resolve_model
+from trd_ray.model_files import ModelFacts, model_facts, resolve_model
 
 _BFLOAT16_BYTES = 2
 

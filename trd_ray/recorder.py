@@ -7,13 +7,16 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from trd_ray.batching import values_by_sample
 from trd_ray.buffer_log import BufferLog, read_records, write_records
 from trd_ray.disk import writing
 from trd_ray.interfaces import Learner
+from trd_ray.outcomes import Outcome
 from trd_ray.run_folder import RunFolder
 from trd_ray.run_state import RunState
+from trd_ray.token_values import TokenValues
 from trd_ray.trajectory_log import write_trajectories
-from trd_ray.types import Trajectory
+from trd_ray.types import TrainingBatch, Trajectory
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +43,29 @@ class Recorder:
         Raises `RunFailedError` if the log or the rows cannot be written.
         """
         await asyncio.to_thread(self._write, trajectories, learner_step)
+
+    async def token_values(
+        self, trajectories: Sequence[Trajectory], batch: TrainingBatch, values: TokenValues
+    ) -> None:
+        """Write the step's trajectories once more, now with what the learner found at their tokens.
+
+        Args:
+            trajectories: as `trajectories` was given them.
+            batch: made of the consumed ones, in their order.
+            values: of the batch's tokens, in its order.
+
+        Raises `RunFailedError` if the file cannot be written; then it is as it was.
+        """
+        by_sample = iter(values_by_sample(batch, values))
+        of_each = [next(by_sample) if t.outcome is Outcome.CONSUMED else None for t in trajectories]
+        with writing(self._folder.trajectories):
+            await asyncio.to_thread(
+                write_trajectories,
+                self._folder.trajectories,
+                trajectories,
+                learner_step=batch.learner_step,
+                token_values=of_each,
+            )
 
     def _write(self, trajectories: Sequence[Trajectory], learner_step: int) -> None:
         with writing(self._folder.trajectories):

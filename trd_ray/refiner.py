@@ -13,7 +13,7 @@ from trd_ray.interfaces import Generator, Teacher
 from trd_ray.locate import Evidence, FailureLocator
 from trd_ray.outcomes import RejectReason
 from trd_ray.prompting import PromptBuilder
-from trd_ray.refine_gate import refuse
+from trd_ray.refine_gate import Candidate, refuse
 from trd_ray.refinement import PromptTooLong, reject_rollout, reject_teacher_text
 from trd_ray.seeds import derive_seed
 from trd_ray.trajectories import make, never_made, of_rollout
@@ -99,9 +99,13 @@ class Refiner:
         # An engine that scores samples a token too, which is dropped: hence at least one must be free.
         if gate.kind is RefineGate.MIN_SUPPORT and num_tokens >= self.prompts.max_trained:
             return RejectReason.PROMPT_TOO_LONG
-        return await refuse(
-            rollout, rewrite.token_ids, rewrite.refinement.grade, gate=gate, generator=self.generator
+        candidate = Candidate(
+            rollout=rollout,
+            token_ids=rewrite.token_ids,
+            text=rewrite.text,
+            grade=rewrite.refinement.grade,
         )
+        return await refuse(candidate, gate=gate, generator=self.generator)
 
     def _teacher_can_read(self, context_ids: IntArray, token_ids: IntArray) -> bool:
         """Not asked of a locator that asks no teacher: it needs no room."""

@@ -13,7 +13,8 @@ from trd_ray.config import TrdConfig
 from trd_ray.config_loader import load_config
 from trd_ray.errors import ConfigError, describe
 from trd_ray.metrics import read_metrics
-from trd_ray.models import resolve_model, shared_vocab_size
+from trd_ray.model_files import resolve_model
+from trd_ray.models import shared_vocab_size
 from trd_ray.objective_options import TargetKind, objective_needs
 from trd_ray.outcomes import Outcome
 from trd_ray.resume import differences
@@ -42,6 +43,7 @@ _MAY_CHANGE = (
     "timeouts.",
     "faults.",
     "weight_sync.",
+    "tracking.",
 )
 # Of these, what changes no loss beyond rounding.
 _SAME_LOSSES = (
@@ -49,7 +51,7 @@ _SAME_LOSSES = (
     "run.eval_every",
     "run.checkpoint_every",
     "run.keep_checkpoints",
-    "run.tensorboard",
+    "run.trackers",
     "learner.num_ranks",
     "learner.resources.",
     "learner.device",
@@ -63,6 +65,7 @@ _SAME_LOSSES = (
     "timeouts.",
     "faults.",
     "weight_sync.",
+    "tracking.",
 )
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from trd_ray.errors import ConfigError, DataError, describe
 from trd_ray.json_lines import split_torn
+from trd_ray.paths import user_path
 
 _log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class RunFolder:
     """Names and life cycle of everything in a run folder. Building one touches no file."""
 
     def __init__(self, path: Path | str) -> None:
-        self.path = Path(path).expanduser()
+        self.path = user_path(path, where="run folder")
 
     @classmethod
     def create(cls, path: Path | str) -> RunFolder:
@@ -66,6 +67,15 @@ class RunFolder:
                     "the run folder already holds a run", where="run.dir", got=self.path,
                     expected="an empty or new folder",
                     remedy="add --resume to continue that run, or name another folder in run.dir",
+                )
+            )  # fmt: skip
+        place = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
+        if not place.is_dir() or not os.access(place, os.W_OK):
+            raise ConfigError(
+                describe(
+                    "the run folder cannot be made", where="run.dir",
+                    got=f"{self.path}: {place} is {'not to be written in' if place.is_dir() else 'a file'}",
+                    expected="a folder that may be written in", remedy="name another folder in run.dir",
                 )
             )  # fmt: skip
 
@@ -139,6 +149,11 @@ class RunFolder:
     @property
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
+
+    @property
+    def trackers(self) -> Path:
+        """The ids of this run in the trackers where it is open."""
+        return self.path / "trackers.json"
 
     @property
     def trace(self) -> Path:

@@ -24,35 +24,51 @@ class RuntimeMetrics:
     generator_waiting_s: float | None = None
     """Held back: by the staleness bound, `pipeline.max_in_flight`, or a push."""
     generator_idle_s: float | None = None
+    """Nothing to do."""
     generator_down_s: float | None = None
     """Restarting."""
     generator_queue_mean: float | None = None
     """Requests that wait for a slot at a generator, weighted by time."""
     generator_queue_max: int | None = None
+    """The most at once."""
     teacher_busy_s: float | None = None
+    """As for the generators; so are the next ones."""
     teacher_waiting_s: float | None = None
+    """Held back by a push, where its weights move."""
     teacher_idle_s: float | None = None
+    """Nothing to do."""
     teacher_down_s: float | None = None
+    """Restarting."""
     teacher_queue_mean: float | None = None
+    """Requests that wait for a slot at a teacher, weighted by time."""
     teacher_queue_max: int | None = None
+    """The most at once."""
     learner_busy_s: float | None = None
+    """Learning, pushing or saving."""
     learner_waiting_s: float | None = None
     """For a whole batch."""
     learner_idle_s: float | None = None
+    """Nothing to do."""
     learner_down_s: float | None = None
+    """Restarting."""
     buffer_depth_mean: float | None = None
     """Trajectories in the buffer, weighted by time."""
     buffer_depth_max: int | None = None
+    """The most at once."""
     in_flight_mean: float | None = None
     """Prompts between their draw and the buffer, weighted by time."""
     in_flight_max: int | None = None
+    """The most at once."""
     num_stale_dropped: int | None = None
     """Trajectories dropped because they were older than `pipeline.max_staleness`."""
     num_refreshed: int | None = None
     """Trajectories of that kind whose prompt was answered anew."""
     num_restarts_generator: int | None = None
+    """Generators that were started anew."""
     num_restarts_teacher: int | None = None
+    """Teachers that were started anew."""
     num_restarts_learner: int | None = None
+    """Times that the learner group was started anew."""
     num_retries: int | None = None
     """Requests that a failed actor left behind and another one was given."""
 
@@ -92,20 +108,3 @@ class RuntimeMetrics:
         total = sum(known)
         part = getattr(self, f"{role}_{state}_s")
         return None if part is None or total <= 0 else float(part) / total
-
-    def scalars(self) -> dict[str, float | None]:
-        """By TensorBoard tag: `area/quantity_unit`."""
-        tags: dict[str, float | None] = {
-            f"{role}/{state}_share": self.share(role, state) for role in Role for state in ActorState
-        }
-        for role in (Role.GENERATOR, Role.TEACHER):
-            tags[f"{role}/queue_mean"] = getattr(self, f"{role}_queue_mean")
-        for role in Role:
-            tags[f"faults/num_restarts_{role}"] = getattr(self, f"num_restarts_{role}")
-        return tags | {
-            "pipeline/buffer_depth_mean": self.buffer_depth_mean,
-            "pipeline/in_flight_mean": self.in_flight_mean,
-            "pipeline/num_stale_dropped": self.num_stale_dropped,
-            "pipeline/num_refreshed": self.num_refreshed,
-            "faults/num_retries": self.num_retries,
-        }

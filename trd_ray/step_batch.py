@@ -23,8 +23,8 @@ def step_batch(
         advantages = group_advantages(consumed)
     return make_training_batch(
         [
-            _training_sample(trajectory, advantage=advantage)
-            for trajectory, advantage in zip(consumed, advantages, strict=True)
+            _training_sample(trajectory, advantage=advantage, index=index)
+            for index, (trajectory, advantage) in enumerate(zip(consumed, advantages, strict=True))
         ],
         learner_step=learner_step,
         num_ranks=learner.num_ranks,
@@ -32,7 +32,7 @@ def step_batch(
     )
 
 
-def _training_sample(trajectory: Trajectory, *, advantage: float) -> TrainingSample:
+def _training_sample(trajectory: Trajectory, *, advantage: float, index: int) -> TrainingSample:
     sampled = trajectory.rollout if trajectory.source is TrajectorySource.ROLLOUT else None
     return TrainingSample(
         prompt_ids=trajectory.prompt.token_ids,
@@ -40,4 +40,5 @@ def _training_sample(trajectory: Trajectory, *, advantage: float) -> TrainingSam
         target=trajectory.target,
         rollout_logprobs=None if sampled is None else sampled.completion.logprobs,
         advantage=advantage,
+        index=index,
     )

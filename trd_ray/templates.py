@@ -1,9 +1,10 @@
-"""Prompt templates: Jinja2 files that belong to a task, rendered in a sandbox.
+"""Prompt templates: Jinja2 texts that belong to a task, rendered in a sandbox.
 
-Only the template file is a template. Problems, references and solutions are values, so braces or
+Only the template itself is one. Problems, references and solutions are values, so braces or
 template syntax inside them come through unchanged; nothing is HTML-escaped.
 
-A task's folder `templates/` holds, each with the variables it may use:
+A task's folder `templates/` (of a task of the user's own, its attribute `templates`) holds, each with the
+variables it may use:
     student.j2            problem
     privileged.j2         problem, reference
     refine.j2             problem, initial_solution
@@ -19,6 +20,8 @@ from importlib import resources
 from jinja2 import StrictUndefined, Template
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from trd_ray.tasks.registry import own_templates
+
 _TELLING_LENGTH = 30
 
 
@@ -31,13 +34,21 @@ class TemplateName(StrEnum):
     REFINE_PRIVILEGED = "refine_privileged"
 
 
-@lru_cache(maxsize=64)
-def _load(task_name: str, template: TemplateName) -> Template:
+def compile_template(text: str) -> Template:
+    """Raises `jinja2.TemplateError` if it is none."""
     env = ImmutableSandboxedEnvironment(
         autoescape=False, undefined=StrictUndefined, keep_trailing_newline=False
     )
+    return env.from_string(text)
+
+
+@lru_cache(maxsize=64)
+def _load(task_name: str, template: TemplateName) -> Template:
+    own = own_templates(task_name)
+    if own is not None:
+        return compile_template(own[template.value])
     path = resources.files("trd_ray.tasks") / task_name / "templates" / f"{template.value}.j2"
-    return env.from_string(path.read_text(encoding="utf-8"))
+    return compile_template(path.read_text(encoding="utf-8"))
 
 
 def render(

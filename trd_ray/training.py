@@ -27,11 +27,13 @@ from trd_ray.config import LearnerConfig, MethodConfig, OptimizerConfig
 from trd_ray.errors import RunFailedError, describe
 from trd_ray.lora import Adapters, add_adapters
 from trd_ray.losses.chunked import chunked_objective
-from trd_ray.losses.objective import HiddenTeacher, LogitTransform, TeacherSide, TokenBatch
+from trd_ray.losses.objective import HiddenTeacher, LogitTransform, ObjectiveOutput, TeacherSide, TokenBatch
 from trd_ray.losses.options import ObjectiveOptions
 from trd_ray.models import load_student, logit_transform, shared_vocab_size, torch_dtype
 from trd_ray.objective_options import TargetKind, objective_needs, objective_options
 from trd_ray.teacher_copy import hidden_states
+from trd_ray.token_tape import TokenTape
+from trd_ray.token_values import TokenValues
 from trd_ray.types import FloatArray, IntArray
 
 
@@ -61,8 +63,8 @@ class ObjectiveHead(nn.Module):
 
     def forward(
         self, student_hidden: Tensor, tokens: TokenBatch, teacher: TeacherSide | Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The loss, a scalar, and the student's logprobs [N] of the response tokens, detached.
+    ) -> ObjectiveOutput:
+        """The loss, a scalar, and what it is made of at each of the N response tokens.
 
         Args:
             student_hidden: [N, D].
@@ -72,7 +74,7 @@ class ObjectiveHead(nn.Module):
         """
         if isinstance(teacher, Tensor):
             teacher = HiddenTeacher(hidden=teacher, head=self.weight, transform=self._transform)
-        output = chunked_objective(
+        output: ObjectiveOutput = chunked_objective(
             student_hidden,
             self.weight,
             teacher,
@@ -82,7 +84,7 @@ class ObjectiveHead(nn.Module):
             vocab_size=self._vocab_size,
             transform=self._transform,
         )
-        return output.loss, output.student_logprobs
+        return output
 
 
 class DistillModule(nn.Module):
@@ -98,6 +100,7 @@ class DistillModule(nn.Module):
         activation_checkpointing: bool,
         transform: LogitTransform = LogitTransform(),  # noqa: B008 (frozen)
         adapters: Adapters | None = None,
+        tape: TokenTape | None = None,
     ) -> None:
         """
         Args:
@@ -107,10 +110,12 @@ class DistillModule(nn.Module):
             activation_checkpointing: recompute activations in the backward pass.
             transform: what the model does with hidden states times head to get its logits.
             adapters: those of `model`, if it has any.
+            tape: where each token's values are kept; None keeps none.
         """
         super().__init__()
         self.model = model
         self.adapters = adapters
+        self._tape = tape
         self.head = ObjectiveHead(
             model.get_output_embeddings().weight,
             options=options,
@@ -138,8 +143,14 @@ class DistillModule(nn.Module):
         if tensors.teacher_input is not None:
             side = self._initial_hidden(tensors.teacher_input)
         hidden = hidden_states(self.model, tensors.student)
-        loss, logprobs = self.head(hidden, tensors.tokens, side)
-        return loss, (logprobs * tensors.share_of_sample).sum()
+        output: ObjectiveOutput = self.head(hidden, tensors.tokens, side)
+        if self._tape is not None:
+            self._tape.add(output.token_values, output.student_logprobs)
+        return output.loss, (output.student_logprobs * tensors.share_of_sample).sum()
+
+    def take_token_values(self) -> TokenValues | None:
+        """Of all forwards since the last call, in their order; None if they are not recorded."""
+        return None if self._tape is None else self._tape.take()
 
     @torch.no_grad()
     def _initial_hidden(self, sequences: SequenceTensors) -> Tensor:
@@ -206,6 +217,7 @@ def load_distill_module(
         activation_checkpointing=config.activation_checkpointing,
         transform=logit_transform(student),
         adapters=adapters,
+        tape=TokenTape() if config.record_token_values else None,
     )
     return module.train()
 

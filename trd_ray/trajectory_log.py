@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +18,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trd_ray.errors import DataError, describe
+from trd_ray.errors import DataError, brief, describe
 from trd_ray.outcomes import Outcome, RejectReason
+from trd_ray.token_values import HalfArray, TokenValues
 from trd_ray.types import FloatArray, IntArray, TeacherContext, Trajectory, TrajectorySource
 
 _FILE = re.compile(r"step_(\d+)\.parquet")
 _INTS = pa.list_(pa.int32())
 _FLOATS = pa.list_(pa.float32())
+_HALVES = pa.list_(pa.float16())
 _NO_INTS: IntArray = np.zeros(0, dtype=np.int32)
 _NO_FLOATS: FloatArray = np.zeros(0, dtype=np.float32)
 
@@ -56,9 +59,14 @@ SCHEMA = pa.schema(
         pa.field("refinement_token_ids", _INTS),
         pa.field("refinement_text", pa.string()),
         pa.field("refinement_correct", pa.bool_()),
+        pa.field("trajectory_divergence", _HALVES),
+        pa.field("trajectory_student_logprobs", _HALVES),
     ]
 )
 """The columns, in order. Nullable ones are null where the value does not exist."""
+
+_OF_LEARNER = ("trajectory_divergence", "trajectory_student_logprobs")
+"""Columns that files of versions which did not record them lack: null there."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -101,9 +109,15 @@ class TrajectoryRow:
     """What the teacher generated for this rollout; None if nothing."""
     refinement_text: str | None
     refinement_correct: bool | None
+    trajectory_divergence: HalfArray | None
+    """Each token's value in the objective, see `TokenValues`; None until it is learned from, if it never
+    is, and if the learner records none. The next likewise."""
+    trajectory_student_logprobs: HalfArray | None
 
     @classmethod
-    def of(cls, trajectory: Trajectory, *, learner_step: int) -> TrajectoryRow:
+    def of(
+        cls, trajectory: Trajectory, *, learner_step: int, token_values: TokenValues | None = None
+    ) -> TrajectoryRow:
         """The row of a trajectory that ended in `learner_step`."""
         rollout, refinement, prompt = trajectory.rollout, trajectory.refinement, trajectory.prompt
         answer = None if rollout is None else rollout.completion
@@ -136,12 +150,26 @@ class TrajectoryRow:
             refinement_token_ids=None if refinement is None else refinement.completion.token_ids,
             refinement_text=None if refinement is None else refinement.completion.text,
             refinement_correct=None if refinement is None else refinement.grade.correct,
+            trajectory_divergence=None if token_values is None else token_values.divergence,
+            trajectory_student_logprobs=None if token_values is None else token_values.student_logprobs,
         )
 
 
-def write_trajectories(folder: Path, trajectories: Sequence[Trajectory], *, learner_step: int) -> Path:
-    """Write all trajectories that ended in a step to `folder/step_NNNNNN.parquet`; returns that path."""
-    rows = [TrajectoryRow.of(trajectory, learner_step=learner_step) for trajectory in trajectories]
+def write_trajectories(
+    folder: Path,
+    trajectories: Sequence[Trajectory],
+    *,
+    learner_step: int,
+    token_values: Sequence[TokenValues | None] | None = None,
+) -> Path:
+    """Write all trajectories that ended in a step to `folder/step_NNNNNN.parquet`; returns that path.
+
+    `token_values` are the trajectories' own, in their order; None if nothing is learned from them yet.
+    """
+    rows = [
+        TrajectoryRow.of(trajectory, learner_step=learner_step, token_values=values)
+        for trajectory, values in zip(trajectories, token_values or [None] * len(trajectories), strict=True)
+    ]
     columns = [pa.array([_plain(getattr(row, f.name)) for row in rows], type=f.type) for f in SCHEMA]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step_{learner_step:06d}.parquet"
@@ -181,8 +209,32 @@ def read_trajectories(folder: Path, *, steps: Collection[int] | None = None) -> 
         yield from _read_file(folder / f"step_{step:06d}.parquet")
 
 
-def _read_file(path: Path) -> Iterator[TrajectoryRow]:
-    table = pq.read_table(path)
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(
+            describe(
+                "a trajectories file cannot be read", where=str(path), got=brief(error),
+                expected="a whole Parquet file", remedy="move the file away; the other steps can be read",
+            )
+        ) from error  # fmt: skip
+
+
+def read_footer(path: Path) -> pq.FileMetaData:
+    """Rows and sizes of one file. Raises `DataError` if it cannot be read."""
+    with _whole(path):
+        return pq.read_metadata(path)
+
+
+def read_step_table(path: Path) -> pa.Table:
+    """One file with the columns of `SCHEMA`. Raises `DataError` if it cannot be read or lacks one."""
+    with _whole(path):
+        table = pq.read_table(path)
+    for name in _OF_LEARNER:
+        if name not in table.column_names:
+            table = table.append_column(SCHEMA.field(name), pa.nulls(len(table), _HALVES))
     missing = [name for name in SCHEMA.names if name not in table.column_names]
     if missing:
         raise DataError(
@@ -191,7 +243,11 @@ def _read_file(path: Path) -> Iterator[TrajectoryRow]:
                 expected=", ".join(missing), remedy="use a file that was written by this version",
             )
         )  # fmt: skip
-    for row in table.select(SCHEMA.names).to_pylist():
+    return table.select(SCHEMA.names)
+
+
+def _read_file(path: Path) -> Iterator[TrajectoryRow]:
+    for row in read_step_table(path).to_pylist():
         for name in ("prompt_token_ids", "rollout_token_ids", "trajectory_token_ids"):
             row[name] = np.asarray(row[name], dtype=np.int32)
         row["rollout_logprobs"] = np.asarray(row["rollout_logprobs"], dtype=np.float32)
@@ -202,4 +258,7 @@ def _read_file(path: Path) -> Iterator[TrajectoryRow]:
         row["gate_reason"] = RejectReason(row["gate_reason"])
         if row["refinement_token_ids"] is not None:
             row["refinement_token_ids"] = np.asarray(row["refinement_token_ids"], dtype=np.int32)
+        for name in _OF_LEARNER:
+            if row[name] is not None:
+                row[name] = np.asarray(row[name], dtype=np.float16)
         yield TrajectoryRow(**row)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from trd_ray.id_packing import PackedIds, pack_ids, unpack_ids
 from trd_ray.outcomes import Outcome, RejectReason
+from trd_ray.token_values import TokenValues
 
 IntArray = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]
@@ -313,6 +314,8 @@ class TrainingSample:
     student sampled them all."""
     advantage: float = 0.0
     """Of the whole response, for the reward term."""
+    index: int = 0
+    """Which of the step's samples this is, before they were packed."""
 
     def __post_init__(self) -> None:
         _require_one_a_token(self.target, num_tokens=len(self.response_ids), where="TrainingSample")
@@ -356,6 +359,8 @@ class LearnerStep:
     student_logprob_mean: float | None
     """Mean over samples of the mean student logprob of their tokens, before the step."""
     learn_s: float
+    token_values: TokenValues | None = None
+    """Of the batch's tokens, in its order; of one rank its own only. None if not recorded."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

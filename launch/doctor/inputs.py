@@ -9,7 +9,8 @@ from launch.preflight import check_run
 from trd_ray.assembly import RunInputs
 from trd_ray.config import TrdConfig
 from trd_ray.errors import ConfigError, DataError, MissingDependencyError, ModelError
-from trd_ray.models import load_tokenizer, model_facts
+from trd_ray.model_files import model_facts
+from trd_ray.models import load_tokenizer
 
 _PROBLEM = [{"role": "user", "content": "1+2"}]
 

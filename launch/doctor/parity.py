@@ -38,7 +38,7 @@ from trd_ray.batching import make_training_batch
 from trd_ray.choices import DType
 from trd_ray.config import TrdConfig
 from trd_ray.errors import TrdRayError
-from trd_ray.models import model_facts
+from trd_ray.model_files import model_facts
 from trd_ray.run_folder import RunFolder
 from trd_ray.target_agreement import compare_targets
 from trd_ray.types import (

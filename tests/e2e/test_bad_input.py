@@ -6,6 +6,7 @@ import importlib.util
 import json
 import shutil
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,9 +14,11 @@ import pytest
 import ray
 
 from launch.cli import main
-from trd_ray.models import resolve_model
+from tests.e2e.bad_input_cases import CASES, Case
+from trd_ray.model_files import resolve_model
 
-TRD_OPD = str(Path(__file__).parents[2] / "configs/experiment/trd_opd.yaml")
+ROOT = Path(__file__).parents[2]
+TRD_OPD = str(ROOT / "configs/experiment/trd_opd.yaml")
 
 
 def run_cli(
@@ -166,3 +169,48 @@ def test_resume_under_another_configuration(monkeypatch, capsys, tmp_path):
     code, text = run_cli(monkeypatch, capsys, "train", TRD_OPD, run_dir, "learner.zero_stage=3", "--resume")
     assert code == 2
     assert "learner.zero_stage: 1 then, 3 now" in text
+
+
+@pytest.fixture(autouse=True)
+def without_a_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_each_wrong_input_names_the_place_and_the_remedy(
+    case: Case, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("COLUMNS", "200")
+    for name, content in case.files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    before = sorted(tmp_path.rglob("*"))
+    arguments = [text.replace("{tmp}", str(tmp_path)).replace("{base}", TRD_OPD) for text in case.arguments]
+    code, text = run_cli(monkeypatch, capsys, *arguments)
+    assert code == 2, text
+    for part in case.parts:
+        assert " ".join(part.split()) in text
+    assert "Traceback" not in text
+    assert ("where: " in text and "remedy: " in text) or "--help" in text or "requires an argument" in text
+    assert sorted(tmp_path.rglob("*")) == before  # nothing was begun
+
+
+def test_names_of_cases_are_unique_and_there_are_many():
+    assert len({case.name for case in CASES}) == len(CASES) >= 50
+
+
+def test_a_process_of_its_own_ends_so_too(tmp_path: Path):
+    (tmp_path / "c.yaml").write_text("run:\n  stepz: 3\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.cli", "train", str(tmp_path / "c.yaml")],
+        capture_output=True, text=True, cwd=ROOT, timeout=300,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[:4] == [
+        "unknown option",
+        f"  where:    run.stepz ({tmp_path / 'c.yaml'}:2:3)",
+        "            2 |   stepz: 3",
+        "              |   ^^^^^",
+    ]

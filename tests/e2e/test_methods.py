@@ -15,7 +15,7 @@ from trd_ray.trajectory_log import read_trajectories
 from trd_ray.types import TrajectorySource
 
 METHODS = sorted(path.stem for path in (ROOT / "configs/method").glob("*.yaml"))
-QUICK = ("run.num_steps=2", 'data.eval=""', "run.tensorboard=false")
+QUICK = ("run.num_steps=2", 'data.eval=""', "run.trackers=[]")
 
 
 def trained(name: str, run_dir: Path, *arguments: str) -> tuple[StepMetrics, ...]:

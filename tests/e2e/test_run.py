@@ -8,6 +8,7 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -23,6 +24,7 @@ from tests.e2e.processes import (
     wait_until_gone,
 )
 from trd_ray.metrics import read_evals, read_metrics
+from trd_ray.outcomes import Outcome
 from trd_ray.run_folder import RunFolder
 from trd_ray.trajectory_log import read_trajectories
 
@@ -54,6 +56,11 @@ def test_run_folder_holds_what_it_promises(whole_run: Path):
         assert m.refined_accuracy is not None and m.refined_accuracy >= m.rollout_accuracy
     assert [e.learner_step for e in read_evals(folder.eval)] == [0, 4]
     rows = list(read_trajectories(folder.trajectories))
+    for m in read_metrics(folder.metrics):
+        learned = [r for r in rows if r.learner_step == m.learner_step and r.outcome is Outcome.CONSUMED]
+        assert all(len(r.trajectory_divergence) == len(r.trajectory_token_ids) for r in learned)
+        every = np.concatenate([r.trajectory_divergence for r in learned]).astype(np.float64)
+        assert every.mean() == pytest.approx(m.loss, rel=0.01, abs=1e-5)
     assert len(rows) == 4 * 8
     assert {row.policy_version_min for row in rows if row.learner_step == 3} == {2}
     for row in rows:

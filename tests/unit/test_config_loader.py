@@ -6,7 +6,8 @@ import pytest
 
 from trd_ray.config import TrdConfig
 from trd_ray.config_docs import base_yaml
-from trd_ray.config_loader import dump_config, known_keys, load_config
+from trd_ray.config_keys import known_keys
+from trd_ray.config_loader import dump_config, load_config
 from trd_ray.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -65,6 +66,12 @@ def test_every_key_is_described_in_base_yaml():
         ("eval.sampling.top_p=3", ["where:    eval.sampling.top_p", "set eval.sampling.top_p"]),
         ("teacher.engine.threads=0", ["where:    teacher.engine.threads"]),
         ("weight_sync.backend=nccl", ["weight_sync.backend", "if both are on cpu"]),
+        (
+            "run.trackers=[comet]",
+            ["run.trackers", "a list [..., ...] of tensorboard, wandb, mlflow, trackio"],
+        ),
+        ("run.trackers=wandb", ["run.trackers", "a list [..., ...] of tensorboard, wandb"]),
+        ("tracking.project=a/b", ["tracking.project", "letters, digits"]),
     ],
 )
 def test_bad_override_is_named(experiment: Path, override: str, parts: list[str]):
@@ -77,7 +84,7 @@ def test_bad_override_is_named(experiment: Path, override: str, parts: list[str]
 def test_unknown_key_in_a_file_is_named_with_file_and_line(tmp_path: Path):
     path = tmp_path / "bad.yaml"
     path.write_text("run:\n  seed: 1\n  stepz: 4\n")
-    with pytest.raises(ConfigError, match=r"run\.stepz \(.*bad\.yaml:3\)"):
+    with pytest.raises(ConfigError, match=r"run\.stepz \(.*bad\.yaml:3:3\)"):
         load_config(path)
 
 

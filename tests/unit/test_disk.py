@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from tests.fakes import FakeLearner
-from trd_ray.disk import writing
+from tests.unit.tiny_tokenizer import make_tokenizer
+from trd_ray.disk import saving_tensors, writing
 from trd_ray.errors import ActorTimeoutError, DiskError
 from trd_ray.json_lines import JsonLinesWriter, read_lines
 from trd_ray.recorder import write_checkpoint
@@ -69,3 +71,19 @@ async def test_a_checkpoint_that_cannot_be_written_is_none_and_says_so(tmp_path:
     with pytest.raises(DiskError, match=r"(?s)is full.*step_2"):
         await write_checkpoint(folder, Full(), learner_step=2, state=None, keep=2)
     assert [c.learner_step for c in folder.complete_checkpoints()] == [1]
+
+
+def test_a_disk_that_is_full_for_a_tokenizer_is_named_as_one_that_is_full_for_tensors(tmp_path: Path):
+    (tmp_path / "tokenizer.json").symlink_to("/dev/full")
+    tokenizer = make_tokenizer()
+    with pytest.raises(DiskError, match="is full"), writing(tmp_path), saving_tensors(tmp_path):
+        tokenizer.save_pretrained(tmp_path)
+
+
+def test_what_could_not_be_saved_for_want_of_room_is_known_by_its_words_where_there_is_room_again(
+    tmp_path: Path,
+):
+    with pytest.raises(OSError, match="No space left"), saving_tensors(tmp_path):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    with pytest.raises(SafetensorError, match="dtype"), saving_tensors(tmp_path):
+        raise SafetensorError("dtype is not known")

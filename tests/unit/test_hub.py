@@ -9,7 +9,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from trd_ray import hub
 from trd_ray.errors import ModelError
-from trd_ray.models import model_facts, resolve_model
+from trd_ray.model_files import model_facts, resolve_model
 from trd_ray.planned_models import missing_model, planned_facts
 from trd_ray.testbed.paths import student_path
 
@@ -23,7 +23,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
         asked.append({"name": name, **options})
         raise LocalEntryNotFoundError("no connection")
 
-    monkeypatch.setattr(hub, "snapshot_download", nothing)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", nothing)
     return asked
 
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.tiny_models import make_tiny_qwen3
 from tests.unit.training_samples import make_samples
-from trd_ray.batching import make_training_batch
+from trd_ray.batching import make_training_batch, values_by_sample
 from trd_ray.choices import ScoreMethod
 from trd_ray.config import LearnerConfig, MethodConfig, OptimizerConfig
 from trd_ray.errors import CheckpointError, RunFailedError
@@ -31,9 +31,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def make_learner(models: Path) -> LocalLearner:
+def make_learner(models: Path, *, record_token_values: bool = True) -> LocalLearner:
     return LocalLearner(
-        LearnerConfig(optimizer=OptimizerConfig(learning_rate=3e-3)),
+        LearnerConfig(optimizer=OptimizerConfig(learning_rate=3e-3), record_token_values=record_token_values),
         method=MethodConfig(),
         score=ScoreMethod.HIDDEN,
         student=models / "student",
@@ -68,6 +68,34 @@ async def test_split_changes_nothing_and_the_loss_falls(models: Path) -> None:
         assert (first.learner_step, first.policy_version, first.num_loss_tokens) == (step, step, 52)
         losses.append(first.loss)
     assert losses == sorted(losses, reverse=True)
+
+
+async def test_each_token_is_recorded_wherever_its_sample_was_packed(models: Path) -> None:
+    one, many = make_learner(models), make_learner(models)
+    parts = []
+    for learner, split in ((one, {}), (many, {"num_ranks": 3, "micro_batch_tokens": 30})):
+        samples = make_samples(LENGTHS, vocab_size=128, hidden_width=64)
+        samples = [replace(sample, index=index) for index, sample in enumerate(samples)]
+        batch = make_training_batch(
+            samples, learner_step=1, **({"num_ranks": 1, "micro_batch_tokens": 1000} | split)
+        )
+        step = await learner.learn(batch)
+        by_sample = values_by_sample(batch, step.token_values)
+        assert [len(part.divergence) for part in by_sample] == [len(s.response_ids) for s in samples]
+        # The loss is the mean over tokens; float16 keeps three digits of each.
+        every = np.concatenate([part.divergence for part in by_sample]).astype(np.float64)
+        assert every.mean() == pytest.approx(step.loss, rel=1e-3)
+        means = [part.student_logprobs.astype(np.float64).mean() for part in by_sample]
+        assert np.mean(means) == pytest.approx(step.student_logprob_mean, rel=1e-3)
+        parts.append(by_sample)
+    for first, second in zip(*parts, strict=True):
+        np.testing.assert_allclose(first.divergence, second.divergence, rtol=2e-3, atol=1e-4)
+    assert len({float(part.divergence[0]) for part in parts[0]}) > 1, "samples could not be told apart"
+
+
+async def test_nothing_is_recorded_where_it_is_not_asked_for(models: Path) -> None:
+    learner = make_learner(models, record_token_values=False)
+    assert (await learner.learn(make_batch(1))).token_values is None
 
 
 async def test_resume_continues_exactly(models: Path, tmp_path: Path) -> None:

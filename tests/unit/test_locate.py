@@ -20,7 +20,8 @@ from trd_ray.locate import (
     num_shared,
     num_tokens_before,
 )
-from trd_ray.models import load_tokenizer, resolve_model
+from trd_ray.model_files import resolve_model
+from trd_ray.models import load_tokenizer
 from trd_ray.tasks.arithmetic import ArithmeticTask
 from trd_ray.types import Completion, Problem, Rollout, StopReason
 

@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from trd_ray.activity_records import ActivityLap, ActorState, DepthLap, RoleLap, Tally
 from trd_ray.errors import DataError
@@ -242,7 +241,7 @@ def test_files_parse_strictly_and_come_back(tmp_path):
     good, bad = reduce(FIVE), dataclasses.replace(reduce(FIVE, loss=math.nan), grad_norm=math.inf)
     samples = [GradedSample(prompt_id=str(i), correct=i > 1, num_tokens=3, truncated=False) for i in range(4)]
     report = summarise(samples, learner_step=0, dataset="held_out")
-    with MetricsWriter(folder, tensorboard=False) as writer:
+    with MetricsWriter(folder) as writer:
         observers = Observers([writer])
         observers.on_eval(report)
         observers.on_stage("rollout", 1, 2)
@@ -253,7 +252,6 @@ def test_files_parse_strictly_and_come_back(tmp_path):
     assert (rows[1]["loss"], rows[1]["grad_norm"]) == (None, None)
     assert math.isnan(read_metrics(folder.metrics)[1].loss)
     assert read_evals(folder.eval) == (report,)
-    assert not folder.tensorboard.exists()
 
 
 def test_a_torn_last_line_is_not_read_and_a_missing_key_is_named(tmp_path):
@@ -269,24 +267,3 @@ def test_a_torn_last_line_is_not_read_and_a_missing_key_is_named(tmp_path):
     with pytest.raises(DataError, match="grad_norm"):
         StepMetrics.from_line(json.dumps(row))
     assert StepMetrics.from_line(json.dumps(json.loads(whole) | {"from_a_later_version": 1})) == reduce(FIVE)
-
-
-def test_a_resumed_run_has_each_step_once_in_tensorboard(tmp_path):
-    folder = RunFolder.create(tmp_path / "run")
-    m = watched(Role.GENERATOR, Role.TEACHER, Role.LEARNER)
-    with MetricsWriter(folder) as writer:
-        for step in (1, 2, 3):
-            writer.on_step(dataclasses.replace(m, learner_step=step, loss=1.0))
-    with MetricsWriter(folder, first_step=2) as writer:
-        for step in (2, 3):
-            writer.on_step(dataclasses.replace(m, learner_step=step, loss=0.25))
-    events = EventAccumulator(str(folder.tensorboard))
-    events.Reload()
-    assert {"learner/loss_nats", "generator/busy_share", "faults/num_retries", "time/rollout_s"} <= set(
-        events.Tags()["scalars"]
-    )
-    assert [(e.step, e.value) for e in events.Scalars("learner/loss_nats")] == [
-        (1, 1.0),
-        (2, 0.25),
-        (3, 0.25),
-    ]

@@ -12,15 +12,8 @@ from transformers import AutoModelForCausalLM
 from tests.tiny_models import make_tiny_model, make_tiny_qwen3, make_tiny_tokenizer
 from trd_ray.errors import ModelError
 from trd_ray.losses.objective import LogitTransform
-from trd_ray.models import (
-    load_output_head,
-    load_student,
-    load_tokenizer,
-    logit_transform,
-    model_facts,
-    resolve_model,
-    shared_vocab_size,
-)
+from trd_ray.model_files import model_facts, resolve_model
+from trd_ray.models import load_output_head, load_student, load_tokenizer, logit_transform, shared_vocab_size
 
 
 @pytest.fixture(scope="module")

@@ -51,7 +51,7 @@ def make_run(path: Path, *overrides: str, num_steps: int = NUM_STEPS, log: bool 
     # A few keys are read in a tenth of the time of all.
     options = [f"run.dir={path}", f"run.num_steps={num_steps}", *overrides]
     folder.config.write_text("".join(option.replace("=", ": ", 1) + "\n" for option in options))
-    with MetricsWriter(folder, tensorboard=False) as writer:
+    with MetricsWriter(folder) as writer:
         for step in range(1, num_steps + 1):
             trajectories = step_of(step)
             if log:

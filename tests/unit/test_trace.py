@@ -92,6 +92,59 @@ def test_slices_never_overlap_and_cover_the_busy_time_of_the_metrics(tmp_path):
     assert lasted / 1e6 == pytest.approx(sum(lap.step_s for lap in laps), abs=2e-5)
 
 
+# The trace event format, as far as we write it: what an event of each phase must have.
+_FIELDS = {
+    "X": {"name": str, "ts": int, "dur": int, "pid": int, "tid": int},
+    "C": {"name": str, "ts": int, "pid": int, "args": dict},
+    "i": {"name": str, "ts": int, "pid": int, "tid": int, "s": str},
+    "M": {"name": str, "pid": int, "args": dict},
+}
+_METADATA = {
+    "process_name": str, "process_sort_index": int, "thread_name": str, "thread_sort_index": int,
+}  # fmt: skip
+
+
+def require_valid(events: list[dict]) -> None:
+    """Every event is one that viewers of the format know how to read."""
+    processes = {e["pid"] for e in events if e["name"] == "process_name"}
+    threads = {(e["pid"], e["tid"]) for e in events if e["name"] == "thread_name"}
+    for e in events:
+        for field, kind in _FIELDS[e["ph"]].items():
+            assert type(e[field]) is kind, e
+        assert e["name"] and e["pid"] in processes, e
+        assert min(e.get("ts", 0), e.get("dur", 0)) >= 0, e
+        match e["ph"]:
+            case "X":
+                assert (e["pid"], e["tid"]) in threads, e
+            case "C":
+                assert e["args"] and all(type(value) in (int, float) for value in e["args"].values()), e
+            case "i":
+                assert e["s"] in ("g", "p", "t"), e
+            case "M":
+                assert [type(value) for value in e["args"].values()] == [_METADATA[e["name"]]], e
+
+
+def test_every_event_has_what_its_phase_needs(tmp_path):
+    path = tmp_path / "trace.json"
+    hand = HandClock()
+    for first_step in (1, 3):
+        activity = watched(hand)
+        with TraceWriter(path, num_steps=50, first_step=first_step) as trace:
+            activity.listen(trace)
+            for number in (first_step, first_step + 1):
+                with activity.serving("generator-0", Stage.ROLLOUT), activity.queue(Role.TEACHER):
+                    hand.at += 1.0
+                with activity.down("generator-1"), activity.waiting("learner", WaitReason.STARVED):
+                    hand.at += 1.0
+                activity.mark("push", f"of version {number}")
+                activity.lap(learner_step=number)
+    events = events_of(path)
+    require_valid(events)
+    assert {e["ph"] for e in events} == set(_FIELDS)
+    with pytest.raises(KeyError):
+        require_valid([*events, {"name": "x", "ph": "X", "ts": 1, "pid": 1, "tid": 1}])
+
+
 def test_bubbles_say_why(tmp_path):
     hand = HandClock()
     activity = watched(hand)

@@ -7,6 +7,7 @@ import pytest
 
 from trd_ray.errors import DataError
 from trd_ray.outcomes import Outcome, RejectReason
+from trd_ray.token_values import TokenValues
 from trd_ray.trajectory_log import SCHEMA, logged_steps, read_trajectories, write_trajectories
 from trd_ray.types import (
     Completion,
@@ -106,6 +107,8 @@ def test_the_columns_are_those_of_the_contract_and_typed(tmp_path):
         "refinement_token_ids",
         "refinement_text",
         "refinement_correct",
+        "trajectory_divergence",
+        "trajectory_student_logprobs",
     ]
     assert schema.equals(SCHEMA)
     assert schema.field("rollout_token_ids").type == pa.list_(pa.int32())
@@ -195,4 +198,30 @@ def test_a_file_without_a_column_is_named(tmp_path):
     path = write_trajectories(tmp_path, [consumed()], learner_step=1)
     pq.write_table(pq.read_table(path).drop_columns(["reason"]), path)
     with pytest.raises(DataError, match=r"step_000001.parquet[\s\S]*expected: reason"):
+        list(read_trajectories(tmp_path))
+
+
+def test_what_the_learner_found_at_each_token_comes_back(tmp_path):
+    values = TokenValues(
+        divergence=np.array([0.5, 0.25], dtype=np.float16),
+        student_logprobs=np.array([-1.0, -0.125], dtype=np.float16),
+    )
+    write_trajectories(tmp_path, [consumed(), rejected()], learner_step=1)
+    assert [row.trajectory_divergence for row in read_trajectories(tmp_path)] == [None, None]
+    path = write_trajectories(tmp_path, [consumed(), rejected()], learner_step=1, token_values=[values, None])
+    good, bad = read_trajectories(tmp_path)
+    assert good.trajectory_divergence.tolist() == [0.5, 0.25]
+    assert good.trajectory_student_logprobs.tolist() == [-1.0, -0.125]
+    assert good.trajectory_divergence.dtype == np.float16
+    assert (bad.trajectory_divergence, bad.trajectory_student_logprobs) == (None, None)
+    # Files of a version that did not record them can still be read.
+    table = pq.read_table(path).drop_columns(["trajectory_divergence", "trajectory_student_logprobs"])
+    pq.write_table(table, path)
+    assert [row.trajectory_divergence for row in read_trajectories(tmp_path)] == [None, None]
+
+
+def test_a_torn_file_is_named(tmp_path):
+    path = write_trajectories(tmp_path, [consumed()], learner_step=1)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DataError, match=path.name):
         list(read_trajectories(tmp_path))

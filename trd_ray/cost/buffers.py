@@ -11,7 +11,7 @@ from trd_ray.cost.workload import Lengths
 from trd_ray.log_size import target_bytes_per_token
 
 if TYPE_CHECKING:
-    from trd_ray.models import ModelFacts
+    from trd_ray.model_files import ModelFacts
 
 _GIB = 2**30
 

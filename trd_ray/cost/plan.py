@@ -20,7 +20,7 @@ from trd_ray.memory_plan import RoleMemory, memory_plan
 from trd_ray.roles import Role
 
 if TYPE_CHECKING:
-    from trd_ray.models import ModelFacts
+    from trd_ray.model_files import ModelFacts
 
 
 @dataclass(frozen=True, kw_only=True)

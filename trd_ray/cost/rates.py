@@ -19,7 +19,7 @@ from trd_ray.cost.workload import Lengths
 from trd_ray.stage_clock import Stage
 
 if TYPE_CHECKING:
-    from trd_ray.models import ModelFacts
+    from trd_ray.model_files import ModelFacts
 
 _TABLE = "rates.json"
 # A model that is larger or smaller than the measured one by more than this has other rates.

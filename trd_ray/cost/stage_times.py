@@ -14,7 +14,7 @@ from trd_ray.roles import Role
 from trd_ray.stage_clock import Stage
 
 if TYPE_CHECKING:
-    from trd_ray.models import ModelFacts
+    from trd_ray.model_files import ModelFacts
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from trd_ray.memory_plan import num_trained_parameters
 from trd_ray.types import TrajectorySource
 
 if TYPE_CHECKING:
-    from trd_ray.models import ModelFacts
+    from trd_ray.model_files import ModelFacts
 
 _ID_BYTES = 4
 _LOGPROB_BYTES = 4

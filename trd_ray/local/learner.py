@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from trd_ray.choices import DType, ScoreMethod
 from trd_ray.collate import TokenWeights
 from trd_ray.config import LearnerConfig, MethodConfig
+from trd_ray.disk import saving_tensors
 from trd_ray.learner_checkpoint import (
     ADAPTER_FOLDER,
     HF_FOLDER,
@@ -136,6 +137,7 @@ class LocalLearner:
             num_loss_tokens=batch.num_loss_tokens,
             student_logprob_mean=sum(logprobs for _, logprobs in shares) / batch.num_trajectories,
             learn_s=time.perf_counter() - start,
+            token_values=self.module.take_token_values(),
         )
 
     def _accumulate(self, batch: TrainingBatch, rank: int) -> tuple[float, float]:
@@ -158,12 +160,13 @@ class LocalLearner:
         partial = begin(folder)
         weights = dict(self.named_weights())
         save_hf(self.module.model, partial / HF_FOLDER, tokenizer_from=self._student, state_dict=weights)
-        if self.module.adapters is not None:
-            adapters = {name: parameter.detach() for name, parameter in self.module.adapters.named()}
-            self.module.adapters.save(partial / ADAPTER_FOLDER, adapters)
-        self._teacher.save(partial)
         state = {"optimizer": self._optimizer.state_dict(), "rng": torch.get_rng_state()}
-        torch.save(state, partial / _STATE_FILE)
+        with saving_tensors(partial):
+            if self.module.adapters is not None:
+                adapters = {name: parameter.detach() for name, parameter in self.module.adapters.named()}
+                self.module.adapters.save(partial / ADAPTER_FOLDER, adapters)
+            self._teacher.save(partial)
+            torch.save(state, partial / _STATE_FILE)
         commit(folder, self._header())
 
     async def load(self, folder: Path) -> int:

@@ -2,6 +2,7 @@
 
 - `options.py`     what may be asked for, checked once
 - `entries.py`     the divergences, an entry of the vocabulary at a time, with their derivatives
+- `custom.py`      the same for a function of the user's own, by autograd
 - `supports.py`    sums of those over the teacher's top k
 - `estimators.py`  what looks at the sampled token only: KL estimates, policy gradients
 - `rows.py`        all terms of a few tokens from their logits, and the gradient to the logits

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-_DIVERGENCES = ("forward_kl", "reverse_kl", "jsd", "nll", "none")
+from torch import Tensor
+
+DivergenceFunction = Callable[[Tensor, Tensor], Tensor]
+"""Log-probabilities of teacher and student, [N, V] each (or over a top-k support), to values [N] in nats.
+A value depends on its own row alone; autograd differentiates it to the student's."""
+
+_DIVERGENCES = ("forward_kl", "reverse_kl", "jsd", "nll", "custom", "none")
 _SUPPORTS = ("full", "top_k", "sampled")
 _RENORMALIZE = ("teacher", "both", "none")
 _TAILS = ("drop", "bucket")
@@ -18,7 +25,9 @@ class DivergenceOptions:
 
     divergence: str = "forward_kl"
     """`forward_kl` = KL(teacher || student), `reverse_kl` = KL(student || teacher), `jsd` between
-    them, `nll` = -log student(token), or `none`."""
+    them, `nll` = -log student(token), `custom`, or `none`."""
+    function: DivergenceFunction | None = None
+    """Of `custom`."""
     beta: float = 0.5
     """Weight of the teacher in the mixture of `jsd`. In [0, 1]; 0 is forward and 1 reverse KL."""
     support: str = "full"
@@ -60,6 +69,16 @@ class DivergenceOptions:
         self._check_combination()
 
     def _check_combination(self) -> None:
+        if (self.function is not None) != (self.divergence == "custom"):
+            raise ValueError(
+                f"function: got {self.function!r} with divergence {self.divergence!r}; expected one with "
+                "'custom', and only there"
+            )
+        if self.divergence == "custom" and (self.support == "sampled" or self.clip == "entry"):
+            raise ValueError(
+                f"support, clip: got {self.support!r}, {self.clip!r}; expected no 'sampled' and no 'entry', "
+                "because a custom divergence gives one value a token"
+            )
         if self.divergence in ("nll", "none") and (self.support != "full" or self.clip is not None):
             raise ValueError(
                 f"support, clip: got {self.support!r}, {self.clip!r}; expected 'full', None, because "

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trd_ray.losses.custom import custom_terms
 from trd_ray.losses.entries import differentiable_entries, entry_terms, needs_second_spare
 from trd_ray.losses.estimators import clipped_policy_loss, sampled_divergence
 from trd_ray.losses.objective import TokenBatch, TopKTeacher
@@ -161,7 +162,9 @@ def token_terms(
     if teacher.gate is not None:
         student.gate = logprobs.gather(1, teacher.gate.ids)
     slope = None
-    if teacher.logprobs is not None:
+    if teacher.logprobs is not None and options.divergence.function is not None:
+        student.full, slope = custom_terms(teacher.logprobs, logprobs, options.divergence.function)
+    elif teacher.logprobs is not None:
         second = buffers.get("work2", num) if needs_second_spare(options.divergence) else None
         spare = (buffers.get("work", num), second)
         parts, slope = entry_terms(teacher.logprobs, logprobs, options=options.divergence, spare=spare)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trd_ray.losses.custom import custom_values
 from trd_ray.losses.entries import differentiable_entries
 from trd_ray.losses.options import DivergenceOptions
 
@@ -83,4 +84,6 @@ def top_k_divergence(
         log_q = log_q - torch.logsumexp(log_q, dim=-1, keepdim=True)
         if options.renormalize == "both":
             log_p = log_p - torch.logsumexp(log_p, dim=-1, keepdim=True)
+    if options.function is not None:
+        return custom_values(log_q, log_p, options.function)
     return differentiable_entries(log_q, log_p, options).sum(dim=-1)

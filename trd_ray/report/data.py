@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from trd_ray.config_loader import load_config
+from trd_ray.config import MethodConfig
 from trd_ray.errors import ConfigError, DataError, describe
 from trd_ray.evaluation import EvalReport
 from trd_ray.metrics import StepMetrics, read_evals, read_metrics
@@ -28,6 +30,8 @@ class RunData:
     steps: tuple[StepMetrics, ...]
     evals: tuple[EvalReport, ...]
     trajectory_steps: tuple[int, ...]
+    has_trace: bool = False
+    """There is a trace.json."""
 
     @property
     def num_steps(self) -> int:
@@ -43,18 +47,20 @@ class RunData:
 def load_run(folder: RunFolder) -> RunData:
     """Read a run folder. `ConfigError` if it holds no run, `DataError` if a file cannot be read."""
     folder = RunFolder.open(folder.path)
-    options = _read_options(folder.config)
+    tree = _read_tree(folder.config)
+    options = _flatten(tree, "")
     return RunData(
         name=folder.path.resolve().name,
         options=options,
-        method=_method_sentence(folder.config) if options else None,
+        method=_method_sentence(tree),
         steps=read_metrics(folder.metrics),
         evals=read_evals(folder.eval),
         trajectory_steps=logged_steps(folder.trajectories),
+        has_trace=folder.trace.is_file(),
     )
 
 
-def _read_options(path: Path) -> dict[str, str]:
+def _read_tree(path: Path) -> dict[object, object]:
     if not path.exists():
         return {}
     try:
@@ -68,7 +74,7 @@ def _read_options(path: Path) -> dict[str, str]:
                 remedy="restore the file that the run wrote",
             )
         )  # fmt: skip
-    return _flatten(tree, "")
+    return tree
 
 
 def _flatten(tree: Mapping[object, object], prefix: str) -> dict[str, str]:
@@ -88,9 +94,13 @@ def _show(value: object) -> str:
     return "" if value is None else str(value)
 
 
-def _method_sentence(path: Path) -> str | None:
+def _method_sentence(tree: Mapping[object, object]) -> str | None:
     try:
-        return load_config(path).method.sentence()
-    except ConfigError:
+        # This section alone: the checks of the whole tree take seconds, and the run has passed them.
+        given = OmegaConf.create({"method": tree.get("method", {})})
+        merged = OmegaConf.merge(OmegaConf.structured(MethodConfig), given.method)
+        method = OmegaConf.to_object(merged)
+        return method.sentence() if tree and isinstance(method, MethodConfig) else None
+    except (ConfigError, OmegaConfBaseException):
         # A run of another version, or one that has no file yet: what options there are tell the rest.
         return None

@@ -41,7 +41,7 @@ class Finding:
     text: str
 
 
-def _tenth(
+def tenth(
     steps: Sequence[StepMetrics], value: Callable[[StepMetrics], float | None], *, last: bool
 ) -> float | None:
     """Mean over the first or last tenth of the run; None if it has no value there."""
@@ -77,7 +77,7 @@ def headlines(run: RunData) -> list[Headline]:
         ("Refined accuracy", lambda m: m.refined_accuracy),
         ("Trained-on accuracy", lambda m: m.trajectory_accuracy),
     ):
-        before, after = (_tenth(run.steps, value, last=last) for last in (False, True))
+        before, after = (tenth(run.steps, value, last=last) for last in (False, True))
         if before is not None and after is not None:
             found.append(
                 Headline(
@@ -179,9 +179,9 @@ def _refinement_findings(steps: Sequence[StepMetrics]) -> list[Finding]:
     if not refined:
         return []
     found = []
-    before = _tenth(refined, lambda m: m.refined_accuracy, last=False) or 0.0
-    after = _tenth(refined, lambda m: m.refined_accuracy, last=True) or 0.0
-    rollouts = _tenth(refined, lambda m: m.rollout_accuracy, last=True) or 0.0
+    before = tenth(refined, lambda m: m.refined_accuracy, last=False) or 0.0
+    after = tenth(refined, lambda m: m.refined_accuracy, last=True) or 0.0
+    rollouts = tenth(refined, lambda m: m.rollout_accuracy, last=True) or 0.0
     better = after > rollouts
     found.append(
         Finding(

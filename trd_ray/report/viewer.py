@@ -1,199 +1,192 @@
-"""The trajectories that the report shows, and the differences between y_o and y_r.
+"""The data behind the trajectory viewer: what the page carries of each run, packed in columns.
 
-Differences are computed on the texts, for the eye only. The canonical tokens stay in the Parquet
-files.
+The page opens with one small index a run: a few numbers a trajectory, enough to list, sort and filter.
+Texts and per-token numbers are in blocks of a few hundred trajectories, which it unpacks when they are
+needed.
 """
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
-from itertools import zip_longest
-from pathlib import Path
+from functools import cached_property
 
-from trd_ray.outcomes import Outcome
-from trd_ray.trajectory_log import TrajectoryRow, read_trajectories
-from trd_ray.types import TrajectorySource
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
 
-MAX_TRAJECTORIES = 400
-MAX_STEPS = 80
-"""Steps that trajectories are taken from: each costs reading a whole file."""
-MAX_CHARS = 6000
-"""Characters shown of one text; 400 pairs of texts stay under 5 MB."""
+from trd_ray.outcomes import Outcome, RejectReason
+from trd_ray.report.blob import Array, halves, pack
+from trd_ray.report.kinds import Kind
+from trd_ray.report.rows import Row, Rows, common_prefix
+from trd_ray.report.selection import MAX_CHARS, MAX_TOKENS
+from trd_ray.report.vocabulary import token_pieces
+from trd_ray.types import TeacherContext, TrajectorySource
 
-_PIECE = re.compile(r"\d+|[^\W\d]+|\s+|.")
+BLOCK = 256
+"""Trajectories of one block."""
 
-
-_REWRITTEN = (TrajectorySource.REFINED, TrajectorySource.SPLICED)
-
-
-class Kind(StrEnum):
-    """What became of a rollout. Values are the words on the page."""
-
-    WRONG_TO_RIGHT = "wrong to right"
-    RIGHT_TO_WRONG = "right to wrong"
-    BOTH_WRONG = "both wrong"
-    BOTH_RIGHT = "both right"
-    RIGHT = "right"
-    """What is trained on is no rewrite of a rollout, and right."""
-    WRONG = "wrong"
-    REJECTED = "rejected"
-
-
-@dataclass(frozen=True)
-class Piece:
-    text: str
-    changed: bool
+_ENUMS: Mapping[str, tuple[str, ...]] = {
+    "kind": tuple(Kind),
+    "source": tuple(TrajectorySource),
+    "context": tuple(TeacherContext),
+    "outcome": tuple(Outcome),
+    "reason": tuple(RejectReason),
+    "gate_reason": tuple(RejectReason),
+}
+_COLUMN = {"source": "trajectory_source", "context": "teacher_context"}
+_NUMBERS = (
+    "learner_step", "epoch", "sample_index", "num_kept", "policy_version_min", "policy_version_max",
+    "rollout_correct", "trajectory_correct", "rollout_first_wrong_step", "trajectory_first_wrong_step",
+)  # fmt: skip
+"""Columns that go into the index as whole numbers; -1 is null."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
-    """One line of a text."""
+class RunTrajectories:
+    """One run's part of the viewer."""
 
-    number: int
-    """From 1."""
-    pieces: tuple[Piece, ...]
-    first_wrong: bool = False
-    missing: bool = False
-    """The first wrong step is one that the text does not have."""
+    rows: Rows
+    tokenizer: Tokenizer | None
 
+    @cached_property
+    def num_by_kind(self) -> Mapping[Kind, int]:
+        return Counter(row.kind for row in self.rows.rows)
 
-@dataclass(frozen=True, kw_only=True)
-class Card:
-    """One trajectory as shown."""
+    @cached_property
+    def problems(self) -> dict[str, int]:
+        """Number of each problem, by its `prompt_id`."""
+        return {key: i for i, key in enumerate(dict.fromkeys(r.text("prompt_id") for r in self.rows.rows))}
 
-    kind: Kind
-    row: TrajectoryRow
-    lines: tuple[tuple[Line | None, Line | None], ...]
-    """y_o beside y_r, aligned. The second is None throughout if there is no y_r."""
-    refined: bool
-    num_cut_chars: int
-    """Characters at the ends of the texts that are not shown."""
+    @cached_property
+    def vocabulary(self) -> npt.NDArray[np.int32]:
+        """The ids that occur, in order."""
+        parts = [np.zeros(0, dtype=np.int32)]
+        for row in self.rows.rows:
+            for name in ("rollout_token_ids", "trajectory_token_ids"):
+                parts.append(np.unique(_cut(row.lists[name])).astype(np.int32))
+        return np.unique(np.concatenate(parts))
 
-
-def kind_of(row: TrajectoryRow) -> Kind:
-    if row.outcome is Outcome.REJECTED:
-        return Kind.REJECTED
-    if row.trajectory_source not in _REWRITTEN:
-        return Kind.RIGHT if row.trajectory_correct else Kind.WRONG
-    if row.trajectory_correct:
-        return Kind.BOTH_RIGHT if row.rollout_correct else Kind.WRONG_TO_RIGHT
-    return Kind.RIGHT_TO_WRONG if row.rollout_correct else Kind.BOTH_WRONG
-
-
-def sample_cards(folder: Path, *, steps: Sequence[int]) -> tuple[Card, ...]:
-    """At most `MAX_TRAJECTORIES` cards, evenly over `steps`, in order of step.
-
-    Within a step kinds take turns, so that a rare kind is seen too.
-    """
-    chosen = spread(steps, MAX_STEPS)
-    if not chosen:
-        return ()
-    quota = max(1, MAX_TRAJECTORIES // len(chosen))
-    cards: list[Card] = []
-    for step in chosen:
-        cards += [make_card(row) for row in _take_turns(read_trajectories(folder, steps=[step]), quota)]
-    return tuple(cards)
-
-
-def spread(values: Sequence[int], most: int) -> list[int]:
-    """At most `most` of `values`, evenly spaced, first and last among them."""
-    if len(values) <= most:
-        return list(values)
-    if most == 1:
-        return [values[-1]]
-    return [values[round(i * (len(values) - 1) / (most - 1))] for i in range(most)]
-
-
-def _take_turns(rows: Iterable[TrajectoryRow], quota: int) -> list[TrajectoryRow]:
-    by_kind: dict[Kind, list[TrajectoryRow]] = {kind: [] for kind in Kind}
-    for row in rows:
-        by_kind[kind_of(row)].append(row)
-    turns = zip_longest(*by_kind.values())
-    return [row for turn in turns for row in turn if row is not None][:quota]
-
-
-def make_card(row: TrajectoryRow) -> Card:
-    """Align and compare the texts of one row."""
-    refined = row.trajectory_source in _REWRITTEN
-    # A method without rollouts shows what it trains on in their place.
-    alone = row.rollout_correct is None
-    before, cut_before = _shorten(row.trajectory_text if alone else row.rollout_text)
-    first_wrong = row.trajectory_first_wrong_step if alone else row.rollout_first_wrong_step
-    after, cut_after = _shorten(row.trajectory_text) if refined else ("", 0)
-    left = _Marks(before, first_wrong, is_whole=not cut_before)
-    right = _Marks(after, row.trajectory_first_wrong_step if refined else None, is_whole=not cut_after)
-    return Card(
-        kind=kind_of(row),
-        row=row,
-        lines=_align(left, right, compare=refined and row.trajectory_correct is not None),
-        refined=refined,
-        num_cut_chars=cut_before + cut_after,
-    )
-
-
-def _shorten(text: str) -> tuple[str, int]:
-    # Graders count steps in the text without surrounding white space, so lines are counted there too.
-    text = text.strip()
-    return text[:MAX_CHARS], max(0, len(text) - MAX_CHARS)
-
-
-class _Marks:
-    """The lines of one text and which of them is the first wrong step."""
-
-    def __init__(self, text: str, first_wrong_step: int | None, *, is_whole: bool) -> None:
-        self.texts = text.split("\n") if text else []
-        self._first_wrong = first_wrong_step
-        self._missing = first_wrong_step is not None and first_wrong_step >= len(self.texts) and is_whole
-
-    def line(self, index: int, pieces: tuple[Piece, ...]) -> Line:
-        return Line(number=index + 1, pieces=pieces, first_wrong=index == self._first_wrong)
-
-    def missing_line(self) -> Line | None:
-        """A line for a first wrong step after the end of the text."""
-        if not self._missing:
-            return None
-        return Line(number=len(self.texts) + 1, pieces=(), first_wrong=True, missing=True)
-
-
-def _align(left: _Marks, right: _Marks, *, compare: bool) -> tuple[tuple[Line | None, Line | None], ...]:
-    """Pair equal lines; between them, pair changed lines in order and mark what changed in each."""
-    rows: list[tuple[Line | None, Line | None]] = []
-    matcher = difflib.SequenceMatcher(None, left.texts, right.texts, autojunk=False)
-    for _, i1, i2, j1, j2 in matcher.get_opcodes():
-        for i, j in zip_longest(range(i1, i2), range(j1, j2)):
-            old = left.texts[i] if i is not None else None
-            new = right.texts[j] if j is not None else None
-            old_pieces, new_pieces = diff_pieces(old, new) if compare else (_plain(old), _plain(new))
-            rows.append(
-                (
-                    None if i is None else left.line(i, old_pieces),
-                    None if j is None else right.line(j, new_pieces),
-                )
+    def index(self) -> str:
+        """The packed index."""
+        rows = self.rows.rows
+        arrays = {name: _ints(rows, lambda row, name=name: row.number(name)) for name in _NUMBERS}  # type: ignore[misc]
+        for name, members in _ENUMS.items():
+            order = {str(member): i for i, member in enumerate(members)}
+            column = _COLUMN.get(name, name)
+            arrays[name] = np.array(
+                [order[str(row.kind if name == "kind" else row.plain[column])] for row in rows],
+                dtype=np.uint8,
             )
-    ends = (left.missing_line(), right.missing_line())
-    return (*rows, ends) if any(ends) else tuple(rows)
+        arrays["problem"] = _ints(rows, lambda row: self.problems[row.text("prompt_id")])
+        arrays["num_rollout_tokens"] = _ints(rows, lambda row: _length(row.lists["rollout_token_ids"]))
+        arrays["num_trajectory_tokens"] = _ints(rows, lambda row: _length(row.lists["trajectory_token_ids"]))
+        arrays["num_common"] = _ints(rows, prefix_tokens)
+        for name, value in _MEANS.items():
+            arrays[name] = np.array([value(row) for row in rows], dtype=np.float32)
+        pieces = [] if self.tokenizer is None else token_pieces(self.tokenizer, self.vocabulary.tolist())
+        first = {row.text("prompt_id"): row for row in reversed(rows)}
+        values = {
+            "problems": [first[key].text("problem")[:MAX_CHARS] for key in self.problems],
+            "prompt_ids": list(self.problems),
+            "pieces": pieces,
+            "enums": {name: [str(member) for member in members] for name, members in _ENUMS.items()},
+            "most_divergence": _high(rows, "trajectory_divergence"),
+            "block": BLOCK,
+        }
+        return pack(values, arrays | {"vocabulary": self.vocabulary})
+
+    def references(self) -> str:
+        """The packed reference solutions, one a problem; null where there is none."""
+        found = {row.text("prompt_id"): row.plain["reference"] for row in self.rows.rows}
+        texts = [None if found[key] is None else str(found[key])[:MAX_CHARS] for key in self.problems]
+        return pack({"references": texts}, {})
+
+    def blocks(self) -> Iterator[str]:
+        """The packed blocks, in order."""
+        for start in range(0, len(self.rows.rows), BLOCK):
+            yield self._block(self.rows.rows[start : start + BLOCK])
+
+    def _block(self, rows: Sequence[Row]) -> str:
+        values: dict[str, object] = {}
+        for name in ("rollout_text", "trajectory_text", "refinement_text"):
+            texts = [_shown_text(row, name) for row in rows]
+            values[name] = [None if text is None else text[:MAX_CHARS] for text in texts]
+            values[f"{name}_cut"] = [max(0, len(text or "") - MAX_CHARS) for text in texts]
+        arrays: dict[str, Array] = {}
+        for name in ("rollout_token_ids", "trajectory_token_ids"):
+            parts = [_cut(row.lists[name]) for row in rows]
+            ids = np.concatenate([np.zeros(0, dtype=np.int32), *parts])
+            arrays[name] = _smallest(np.searchsorted(self.vocabulary, ids))
+            arrays[f"{name}_length"] = np.array([len(part) for part in parts], dtype=np.int32)
+        for name in ("rollout_logprobs", "trajectory_divergence", "trajectory_student_logprobs"):
+            cut = [_cut(row.lists[name]) for row in rows]
+            arrays[name] = halves(np.concatenate([np.zeros(0, dtype=np.float32), *cut]))
+            arrays[f"{name}_length"] = np.array([len(part) for part in cut], dtype=np.int32)
+        return pack(values, arrays)
 
 
-def _plain(text: str | None) -> tuple[Piece, ...]:
-    return (Piece(text, False),) if text else ()
+def prefix_tokens(row: Row) -> int:
+    """Tokens that rollout and rewrite share from the beginning on; -1 where there are not both."""
+    before, after = row.lists["rollout_token_ids"], row.lists["trajectory_token_ids"]
+    if not row.is_rewritten or before is None or after is None or not len(before) or not len(after):
+        return -1
+    return common_prefix(before, after)
 
 
-def diff_pieces(old: str | None, new: str | None) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
-    """Cut two lines into pieces that are common and pieces that changed. None is no line at all."""
-    before, after = _PIECE.findall(old or ""), _PIECE.findall(new or "")
-    if old is None or new is None:
-        return tuple(Piece(p, True) for p in before), tuple(Piece(p, True) for p in after)
-    # Above this the popularity heuristic saves minutes and costs only some sharpness.
-    matcher = difflib.SequenceMatcher(None, before, after, autojunk=len(before) > 400)
-    left, right = [], []
-    for tag, i1, i2, j1, j2 in matcher.get_opcodes():
-        changed = tag != "equal"
-        if i2 > i1:
-            left.append(Piece("".join(before[i1:i2]), changed))
-        if j2 > j1:
-            right.append(Piece("".join(after[j1:j2]), changed))
-    return tuple(left), tuple(right)
+def _shown_text(row: Row, name: str) -> str | None:
+    value = row.plain[name]
+    if name == "trajectory_text" and row.plain["trajectory_source"] == TrajectorySource.ROLLOUT:
+        return None  # the rollout itself
+    if name == "refinement_text" and row.is_rewritten:
+        return None  # the trajectory itself, or its end
+    return None if value is None else str(value)
+
+
+def _cut(values: Array | None) -> Array:
+    return np.zeros(0, dtype=np.int32) if values is None else values[:MAX_TOKENS]
+
+
+def _length(values: Array | None) -> int:
+    return 0 if values is None else len(values)
+
+
+def _ints(rows: Sequence[Row], value: Callable[[Row], int]) -> npt.NDArray[np.int32]:
+    return np.array([value(row) for row in rows], dtype=np.int32)
+
+
+def _smallest(values: npt.NDArray[np.int64]) -> Array:
+    return values.astype(np.uint16 if len(values) == 0 or values.max() < 2**16 else np.uint32)
+
+
+def _mean(values: Array | None) -> float:
+    """NaN, which the page reads as "not recorded", where there is none."""
+    return float(np.mean(values, dtype=np.float64)) if values is not None and len(values) else float("nan")
+
+
+def _support(row: Row) -> float:
+    if row.plain["trajectory_source"] == TrajectorySource.ROLLOUT:
+        return float("nan")
+    return _mean(row.lists["trajectory_student_logprobs"]) - _mean(row.lists["rollout_logprobs"])
+
+
+def _most(row: Row) -> float:
+    values = row.lists["trajectory_divergence"]
+    return float(np.max(values)) if values is not None and len(values) else float("nan")
+
+
+_MEANS: Mapping[str, Callable[[Row], float]] = {
+    "divergence_mean": lambda row: _mean(row.lists["trajectory_divergence"]),
+    "divergence_max": _most,
+    "support": _support,
+}
+
+
+def _high(rows: Sequence[Row], name: str) -> float | None:
+    """The 99th percentile over all tokens, where the colours end; None if nothing is recorded."""
+    parts = [part for row in rows if (part := row.lists[name]) is not None and len(part)]
+    if not parts:
+        return None
+    every = np.concatenate(parts).astype(np.float32)
+    return float(np.quantile(every[np.isfinite(every)], 0.99)) if np.isfinite(every).any() else None

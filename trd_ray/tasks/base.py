@@ -12,7 +12,7 @@ class Task(Protocol):
 
     @property
     def name(self) -> str:
-        """Folder name under `trd_ray/tasks/`, which also holds the task's `templates/`."""
+        """Of a task of this package: its folder under `trd_ray/tasks/`, which also holds its `templates/`."""
         ...
 
     @property

@@ -1,12 +1,13 @@
-"""Tasks by name, and how each reads the rows of a data file."""
+"""Tasks by name or import path, and how each reads the rows of a data file."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from trd_ray.errors import ConfigError, describe
+from trd_ray.extensions import is_import_path
 from trd_ray.tasks.base import Task
 
 
@@ -66,13 +67,29 @@ def task_names() -> tuple[str, ...]:
 
 
 def load_task(name: str) -> Task:
-    """The task called `name`. Raises `ConfigError` if there is none."""
+    """The task called `name`, or that of an import path. Raises `ConfigError` if there is none."""
+    if is_import_path(name):
+        from trd_ray.tasks.custom import load_custom_task
+
+        return load_custom_task(name)
     return _entry(name).load()
 
 
+def own_templates(name: str) -> Mapping[str, str] | None:
+    """The templates that a task of an import path brings along; None for one that has a folder."""
+    if not is_import_path(name):
+        return None
+    from trd_ray.tasks.custom import load_custom_task
+
+    return load_custom_task(name).templates
+
+
 def load_row_reader(name: str) -> RowReader:
-    """How the task called `name` reads data rows. Raises `ConfigError` if there is none."""
-    return _entry(name).load_row_reader()
+    """How the task called `name` reads data rows. Raises `ConfigError` if there is none.
+
+    A task of an import path gets the text of the columns as it is.
+    """
+    return _load_plain_reader() if is_import_path(name) else _entry(name).load_row_reader()
 
 
 def _entry(name: str) -> _Entry:
@@ -84,7 +101,7 @@ def _entry(name: str) -> _Entry:
                 "unknown task",
                 where="data.task",
                 got=repr(name),
-                expected=f"one of {', '.join(task_names())}",
+                expected=f"one of {', '.join(task_names())}, or package.module:Class",
                 remedy=remedy,
             )
         )

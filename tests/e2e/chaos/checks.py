@@ -21,7 +21,7 @@ from trd_ray.config_loader import load_config
 from trd_ray.feed import PromptFeed
 from trd_ray.ledger import PromptKey, prompt_key
 from trd_ray.metrics import StepMetrics, read_metrics
-from trd_ray.models import resolve_model
+from trd_ray.model_files import resolve_model
 from trd_ray.replay import LossDifference
 from trd_ray.run_folder import RunFolder
 from trd_ray.run_state import RunState

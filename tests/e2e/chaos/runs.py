@@ -192,7 +192,7 @@ def command(fault: Fault, run_dir: Path) -> list[str]:
     return [
         sys.executable, "-m", "tests.e2e.chaos.driver", "train", str(CONFIGS / "trd_opd.yaml"), *SMALL,
         f"run.dir={run_dir}", f"run.num_steps={NUM_STEPS}", "run.checkpoint_every=2",
-        "run.keep_checkpoints=3", "run.trace_steps=0", "run.tensorboard=false", 'data.eval=""',
+        "run.keep_checkpoints=3", "run.trace_steps=0", "run.trackers=[]", 'data.eval=""',
         f"generator.num_actors={fault.num_generators}", "generator.resources.cpus=0.25",
         "generator.resources.memory_gib=1",
         f"learner.num_ranks={ranks}", "learner.resources.cpus=0.25",

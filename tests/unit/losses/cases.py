@@ -48,7 +48,7 @@ def name_of(options: DivergenceOptions) -> str:
 
 def arguments(options: DivergenceOptions) -> dict[str, object]:
     """The keywords of `token_divergence`."""
-    return {k: v for k, v in asdict(options).items() if k not in ("estimator", "ratio_clip")}
+    return {k: v for k, v in asdict(options).items() if k not in ("estimator", "ratio_clip", "function")}
 
 
 def random_pair(*, num: int = 5, vocab: int = 7, seed: int = 0, scale: float = 2.0) -> tuple[Tensor, Tensor]:

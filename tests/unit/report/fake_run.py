@@ -29,6 +29,7 @@ from trd_ray.run_folder import RunFolder
 from trd_ray.stage_clock import Stage, StageTimes
 from trd_ray.tasks.arithmetic.grader import ArithmeticTask
 from trd_ray.tasks.arithmetic.problems import Split, generate_problems, parse_problem, solve
+from trd_ray.token_values import TokenValues
 from trd_ray.trajectory_log import write_trajectories
 from trd_ray.types import (
     Completion,
@@ -159,7 +160,7 @@ def fake_run(
     config = plain(dataclasses.asdict(fake_config(num_steps=num_steps, refines=refines)))
     folder.config.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     problems = generate_problems(seed=seed, split=Split.TRAIN)
-    with MetricsWriter(folder, tensorboard=False) as writer:
+    with MetricsWriter(folder) as writer:
         for step in range(done_steps + 1):
             skill = 0.22 + 0.28 * (1 - math.exp(-3 * step / num_steps))
             if step:
@@ -198,7 +199,17 @@ def _one_step(folder, writer, step, num_steps, per_step, skill, refines, problem
             activity=activity_lap(step, roles, rng) if roles else None,
         )
     )
-    write_trajectories(folder.trajectories, done, learner_step=step)
+    write_trajectories(
+        folder.trajectories, done, learner_step=step,
+        token_values=[token_values(t, rng) if t.outcome is Outcome.CONSUMED else None for t in done],
+    )  # fmt: skip
+
+
+def token_values(t: Trajectory, rng: random.Random) -> TokenValues:
+    """Small values, and one token where the teacher disagrees."""
+    divergence = np.array([0.02 * rng.random() for _ in t.token_ids], dtype=np.float16)
+    divergence[rng.randrange(len(divergence))] = 0.5 + rng.random()
+    return TokenValues(divergence=divergence, student_logprobs=-2 * divergence)
 
 
 def activity_lap(step: int, roles: Sequence[Role], rng: random.Random) -> ActivityLap:

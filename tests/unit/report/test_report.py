@@ -2,61 +2,31 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import hashlib
 import math
 import re
-from html.parser import HTMLParser
 
 import pytest
 
 from tests.unit.report.fake_run import fake_run
+from tests.unit.report.pages import Page
 from tests.unit.trajectory_records import refined, trajectory
 from trd_ray.errors import ConfigError, DataError
 from trd_ray.evaluation import GradedSample, summarise
 from trd_ray.metrics import MetricsWriter, read_metrics
 from trd_ray.outcomes import RejectReason
 from trd_ray.report import write_report
-from trd_ray.report.charts import rewrite_panels
+from trd_ray.report.blob import unpack
+from trd_ray.report.charts import fit
 from trd_ray.report.data import load_run
 from trd_ray.report.findings import duration, findings, headlines
+from trd_ray.report.run_panels import gate_panel, rewrite_panels, run_panels
 from trd_ray.roles import Role
 from trd_ray.run_folder import RunFolder
 from trd_ray.trajectory_log import write_trajectories
 from trd_ray.types import TrajectorySource
-
-VOID = {"meta", "link", "br", "path", "circle"}
-
-
-class Page(HTMLParser):
-    """Checks nesting and collects what the tests ask for."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.addresses: list[str] = []
-        self.cards: list[dict[str, str | None]] = []
-        self.panels: list[str] = []
-        self.feed(html)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        if tag not in VOID:
-            self.open.append(tag)
-        values = dict(attrs)
-        self.addresses += [value for name, value in attrs if name in ("src", "href", "xlink:href", "action")]
-        if tag == "article":
-            self.cards.append(values)
-
-    def handle_startendtag(self, tag, attrs):
-        pass
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] == "h3":
-            self.panels.append(data)
 
 
 def page_of(folder: RunFolder) -> tuple[str, Page]:
@@ -78,11 +48,13 @@ def test_the_page_shows_all_and_asks_nobody_for_anything(whole):
         in html
     )
     assert page.panels == [
-        "Accuracy", "Loss", "Gradient norm", "Learning rate", "What refining changes", "Time of a step",
-        "Throughput", "Length", "How much is rewritten", "Support",
+        "Evaluation", "Accuracy while training", "Loss", "Gradient norm", "Learning rate",
+        "What refining changes", "Gates", "How much is rewritten", "Support", "Length", "Time of a step",
+        "Throughput",
     ]  # fmt: skip
-    assert len(page.cards) == 12 * 16
-    assert {card["data-kind"] for card in page.cards} >= {"wrong to right", "both right", "both wrong"}
+    assert page.kinds().total() == page.runs[0]["num"] == 12 * 16
+    assert set(page.kinds()) >= {"wrong to right", "both right", "both wrong"}
+    assert page.runs[0]["numByKind"] == dict(page.kinds())
     assert {"avg@8 on held_out", "pass@8 on held_out"} <= set(re.findall(r'"name">(.*?)<', html))
     assert all(address == "data:," or address.startswith("#") for address in page.addresses)
     assert not re.search(r"https?://|@import|url\(", html)
@@ -94,32 +66,59 @@ def test_a_watched_run_shows_what_each_role_did(tmp_path, roles):
     folder = fake_run(tmp_path / "run", num_steps=4, roles=[Role(role) for role in roles], evals=False)
     html, page = page_of(folder)
     titles = {"generator": "Generators", "teacher": "Teachers", "learner": "Learner"}
-    assert page.panels[8:-2] == [titles[role] for role in roles]
+    assert page.panels[-len(roles) :] == [titles[role] for role in roles]
     # Grouped and readable: idle is a tenth of each step, and nothing was down.
     assert html.count("&#34;idle&#34;,&#34;10.0%&#34;") == 4 * len(roles)
     assert '<i class="c-down">' not in html
 
 
-def test_texts_are_escaped_wherever_they_stand(tmp_path):
-    evil = "<script>alert(1)</script>"
+EVIL = "</script><img src=x onerror=alert(1)><!--<script>\u2028 {{ 7*7 }} ]]>"
+
+
+def test_whatever_a_model_or_a_name_says_stays_text(tmp_path):
     folder = fake_run(tmp_path / "a<b>", num_steps=2, per_step=2, evals=False)
-    folder.config.write_text(folder.config.read_text().replace("testbed:student", evil))
+    folder.config.write_text(folder.config.read_text().replace("testbed:student", "'<img src=x>'"))
     samples = [GradedSample(prompt_id=str(i), correct=i > 1, num_tokens=3, truncated=False) for i in range(4)]
-    with MetricsWriter(folder, tensorboard=False) as writer:
-        writer.on_eval(summarise(samples, learner_step=0, dataset=f'{evil}"'))
-    html, _ = page_of(folder)
-    assert evil not in html
+    with MetricsWriter(folder) as writer:
+        writer.on_eval(summarise(samples, learner_step=0, dataset=f'{EVIL}"'))
+    said = refined(EVIL, EVIL + EVIL)
+    problem = dataclasses.replace(said.prompt.problem, problem=EVIL, prompt_id=EVIL, reference=EVIL)
+    said = dataclasses.replace(said, prompt=dataclasses.replace(said.prompt, problem=problem))
+    write_trajectories(folder.trajectories, [said], learner_step=1)
+    html, page = page_of(folder)
+    assert "<img" not in html
     assert "a<b>" not in html
-    assert html.count("<script>") == 1
+    assert len(page.executable) == 1, "a script that is not ours"
+    # It is there, unchanged, as data.
+    assert EVIL in page.texts("rollout_text") and EVIL + EVIL in page.texts("trajectory_text")
+    values, _ = page.index()
+    assert EVIL in values["problems"] and EVIL in values["prompt_ids"]
+    (references,) = [unpack(text)[0] for name, text in page.packed.items() if name.endswith("references")]
+    assert EVIL in references["references"]
+
+
+def test_the_policy_allows_our_script_and_style_and_nothing_else(whole):
+    html, page = page_of(whole)
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="(.*?)"', html)[1].replace("&#39;", "'")
+    style = re.search(r"<style>(.*?)</style>", html, re.DOTALL)[1]
+
+    def named(text):
+        return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+    assert dict(part.strip().split(" ", 1) for part in policy.split(";")) == {
+        "default-src": "'none'", "script-src": named(page.executable[0]), "style-src": named(style),
+        "img-src": "data:", "base-uri": "'none'", "form-action": "'none'",
+    }  # fmt: skip
+    assert " style=" not in html, "the policy would ignore it"
 
 
 def test_a_run_without_refinements_has_no_word_of_them(tmp_path):
     folder = fake_run(tmp_path / "run", num_steps=4, refines=False, evals=False)
     html, page = page_of(folder)
     assert "What refining changes" not in page.panels
-    assert "y_r" not in html
     assert "Refined accuracy" not in html
-    assert {card["data-kind"] for card in page.cards} == {"right", "wrong"}
+    assert set(page.kinds()) == {"right", "wrong"}
+    assert set(page.texts("trajectory_text")) == {None}, "the rollout is carried twice"
     assert "Forward KL, full vocabulary, on rollouts, scored under" in html
 
 
@@ -129,7 +128,7 @@ def test_a_run_in_its_middle_says_so(tmp_path):
         file.write('{"learner_step": 2, "lo')
     html, page = page_of(folder)
     assert "The run is at step 1 of 10" in html
-    assert len(page.cards) == 8
+    assert page.kinds().total() == 8
 
 
 def test_a_run_that_has_only_begun(tmp_path):
@@ -138,7 +137,7 @@ def test_a_run_that_has_only_begun(tmp_path):
     assert "No step and no evaluation is complete yet" in html
     assert page.panels == []
     with_eval = fake_run(tmp_path / "other", num_steps=10, done_steps=0)
-    assert page_of(with_eval)[1].panels == ["Accuracy"]
+    assert page_of(with_eval)[1].panels == ["Evaluation"]
 
 
 def test_a_folder_without_config_or_with_a_foreign_one(whole, tmp_path):
@@ -167,13 +166,13 @@ def test_a_loss_that_is_not_finite_is_a_gap_and_a_warning(tmp_path):
     folder = fake_run(tmp_path / "run", num_steps=3, evals=False)
     steps = read_metrics(folder.metrics)
     folder.metrics.unlink()
-    with MetricsWriter(folder, tensorboard=False) as writer:
+    with MetricsWriter(folder) as writer:
         for step in steps:
             writer.on_step(dataclasses.replace(step, loss=math.nan if step.learner_step == 2 else step.loss))
-    html, _ = page_of(folder)
+    html, page = page_of(folder)
     assert "The loss is not finite in 1 steps, first in step 2" in html
     assert "nan" not in re.findall(r"<td>(.*?)</td>", html.lower())
-    assert "NaN" not in html
+    assert "NaN" not in html.replace(page.executable[0], "")
 
 
 def test_findings_warn_of_a_teacher_that_does_not_help(tmp_path):
@@ -231,8 +230,8 @@ def test_panels_of_rewriting_show_what_there_is(tmp_path):
     steps = load_run(fake_run(tmp_path / "run", num_steps=3, evals=False)).steps
 
     def titles(**values):
-        shown = rewrite_panels([dataclasses.replace(step, **values) for step in steps])
-        return [(panel.title, panel.width, len(panel.legend)) for panel in shown]
+        shown = rewrite_panels(tuple(dataclasses.replace(step, **values) for step in steps))
+        return [(panel.title, panel.width, len(panel.legend)) for panel in fit(shown)]
 
     none = {"edit_distance_mean": None, "kept_share_mean": None, "support_mean": None}
     assert titles(**none) == []
@@ -244,7 +243,29 @@ def test_panels_of_rewriting_show_what_there_is(tmp_path):
     ]
 
 
-def test_a_refused_refinement_can_be_read_and_an_answer_without_rollout_stands_alone(tmp_path):
+def test_no_row_of_charts_has_a_hole(whole, tmp_path):
+    plain = fake_run(tmp_path / "plain", num_steps=3, refines=False, evals=False)
+    watched = fake_run(tmp_path / "watched", num_steps=3, roles=[Role.GENERATOR, Role.LEARNER])
+    for folder in (whole, plain, watched):
+        room = 0
+        for panel in run_panels(load_run(folder)):
+            room = (room + {"full": 6, "half": 3, "third": 2}[panel.width]) % 6
+        assert room == 0
+
+
+def test_gates_show_what_was_rejected_and_why(tmp_path):
+    steps = load_run(fake_run(tmp_path / "run", num_steps=4, evals=False)).steps
+    step = dataclasses.replace(
+        steps[0], num_consumed=5, num_rejected=3, rejected_by_reason={"empty": 1, "stale": 2},
+        refinement_refused_by_reason={"low_support": 4},
+    )  # fmt: skip
+    panel = gate_panel([step])
+    assert [name for _, name in panel.legend] == ["trained on", "rejected: empty", "rejected: stale"]
+    assert "low_support 4" in panel.note
+    assert "62.5%" in panel.svg and "25.0%" in panel.svg
+
+
+def test_a_refused_refinement_is_carried_and_an_answer_without_rollout_stands_alone(tmp_path):
     folder = fake_run(tmp_path / "run", num_steps=1, evals=False)
     splice = refined("abXX", "c<d", source=TrajectorySource.ROLLOUT, num_kept=2)
     refused = dataclasses.replace(splice, gate_reason=RejectReason.LOW_SUPPORT)
@@ -253,10 +274,22 @@ def test_a_refused_refinement_can_be_read_and_an_answer_without_rollout_stands_a
         policy_version_min=None, policy_version_max=None,
     )  # fmt: skip
     write_trajectories(folder.trajectories, [refused, alone], learner_step=1)
+    _, page = page_of(folder)
+    values, arrays = page.index()
+    assert [values["enums"]["gate_reason"][i] for i in arrays["gate_reason"]] == ["low_support", ""]
+    assert arrays["num_kept"].tolist() == [2, 0]
+    assert arrays["rollout_correct"].tolist()[1] == arrays["policy_version_min"].tolist()[1] == -1
+    assert page.texts("refinement_text") == ["c<d", None]
+    assert page.texts("trajectory_text")[1] == "the teacher's own"
+
+
+def test_the_trace_is_named_as_seen_from_the_page(tmp_path):
+    folder = fake_run(tmp_path / "my runs" / "run", num_steps=1, evals=False)
+    assert "trace.json" not in page_of(folder)[0]
+    folder.trace.write_text("[]")
     html, page = page_of(folder)
-    assert "refinement refused: <b>low_support</b>" in html
-    assert "refused refinement, after 2 kept tokens</summary><pre>c&lt;d</pre>" in html
-    assert "tokens are the student's" not in html
-    assert "None" not in html
-    assert len(page.cards) == 2
-    assert "the teacher&#39;s own" in html
+    assert "trace.json" in page.addresses
+    assert "ui.perfetto.dev" in html
+    out = write_report(folder.path, tmp_path / "elsewhere" / "page.html")
+    assert out == tmp_path / "elsewhere" / "page.html"
+    assert "../my%20runs/run/trace.json" in Page(out.read_text()).addresses

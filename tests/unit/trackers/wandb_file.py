@@ -1,0 +1,30 @@
+"""A reader of the files that W&B writes offline."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+
+def wandb_records(path: Path) -> list:
+    """Records of the file that `wandb sync` sends: a LevelDB log of protocol buffers behind 7 bytes.
+
+    wandb has no reader in Python; what a record means is its own definition.
+    """
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data = path.read_bytes()
+    assert data[:4] == b":W&B"
+    records, parts, at = [], b"", 7
+    while at + 7 <= len(data):
+        left_in_block = 32768 - at % 32768
+        if left_in_block < 7:  # no header fits: the block is filled up
+            at += left_in_block
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, at)
+        parts += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # a whole record, or the last part of one
+            records.append(Record.FromString(parts))
+            parts = b""
+    return records
