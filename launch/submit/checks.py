@@ -20,7 +20,8 @@ from trd_ray.config import TrdConfig
 from trd_ray.data import load_first_problems, load_problems
 from trd_ray.errors import ConfigError, describe
 from trd_ray.hub import KNOWN, is_hub_name
-from trd_ray.models import ModelFacts, load_tokenizer, model_facts, resolve_model, shared_vocab_size
+from trd_ray.model_files import ModelFacts, model_facts, resolve_model
+from trd_ray.models import load_tokenizer, shared_vocab_size
 from trd_ray.placement_plan import placement_plan
 from trd_ray.planned_models import missing_model, planned_facts
 from trd_ray.tasks.registry import load_task

@@ -113,5 +113,6 @@ def test_completion_of_a_shell_that_keeps_words_whole():
 
 
 def test_the_script_for_a_shell_is_printed():
-    done = trd_ray("--show-completion", "bash")
+    # Otherwise the shell is the one that this process has somewhere above it, if any.
+    done = trd_ray("--show-completion", "bash", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
     assert "_TRD_RAY_COMPLETE=complete_bash" in done.stdout

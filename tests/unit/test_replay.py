@@ -279,7 +279,7 @@ def test_a_gap_in_the_log_is_named(tmp_path: Path):
 
 
 def test_a_run_without_a_step_is_refused(tmp_path: Path):
-    make_run(tmp_path / "run", "run.num_steps=1", num_steps=1).metrics.write_text("")
+    make_run(tmp_path / "run", num_steps=1).metrics.write_text("")
     with pytest.raises(ConfigError, match="no completed step"):
         plan_of(tmp_path)
 

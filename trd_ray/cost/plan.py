@@ -14,7 +14,7 @@ from trd_ray.cost.run_rates import rates_of_run
 from trd_ray.cost.split import Split, no_split_because, suggest_split
 from trd_ray.cost.stage_times import StepTime, step_time
 from trd_ray.cost.traffic import Flow, num_micro_batches, step_traffic
-from trd_ray.cost.workload import Lengths, longest_lengths, with_means
+from trd_ray.cost.workload import Lengths, for_method, longest_lengths, with_means
 from trd_ray.memory_checks import MemoryCheck, memory_checks
 from trd_ray.memory_plan import RoleMemory, memory_plan
 from trd_ray.roles import Role
@@ -113,7 +113,7 @@ def _lengths(config: TrdConfig, rates: Rates | None, given: GivenLengths) -> Len
     measured = None if rates is None else rates.lengths
     return with_means(
         config,
-        measured or longest_lengths(config),
+        longest_lengths(config) if measured is None else for_method(config, measured),
         prompt=given.prompt,
         rollout=given.rollout,
         refinement=given.refinement,

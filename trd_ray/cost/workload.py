@@ -80,6 +80,28 @@ def longest_lengths(config: TrdConfig) -> Lengths:
     )
 
 
+def for_method(config: TrdConfig, measured: Lengths) -> Lengths:
+    """The lengths of a run, which may be of another method, as this one has them: parts that it does without
+    are 0, and one that was not measured is as long as it may be."""
+    longest = longest_lengths(config)
+    rollout = (measured.rollout or longest.rollout) if longest.rollout else 0.0
+    refinement = (measured.refinement or longest.refinement) if longest.refinement else 0.0
+    asked = measured.teacher_prompt or longest.teacher_prompt
+    trajectory = measured.trajectory or longest.trajectory
+    if config.method.trajectory in (TrajectorySource.REFINED, TrajectorySource.TEACHER):
+        trajectory = refinement
+    elif longest.rollout and not config.method.refines:
+        trajectory = rollout
+    return replace(
+        measured,
+        rollout=rollout,
+        teacher_prompt=(asked if config.method.refines else measured.prompt) if refinement else 0.0,
+        refinement=refinement,
+        trajectory=trajectory,
+        context=_context(config, prompt=measured.prompt, teacher_prompt=asked),
+    )
+
+
 def with_means(
     config: TrdConfig,
     lengths: Lengths,

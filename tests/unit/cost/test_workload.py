@@ -23,7 +23,7 @@ from trd_ray.config import (
 )
 from trd_ray.cost.buffers import target_buffers
 from trd_ray.cost.traffic import num_micro_batches, step_traffic
-from trd_ray.cost.workload import Lengths, longest_lengths, step_work, with_means
+from trd_ray.cost.workload import Lengths, for_method, longest_lengths, step_work, with_means
 from trd_ray.memory_plan import num_trained_parameters
 from trd_ray.stage_clock import Stage
 from trd_ray.types import (
@@ -191,3 +191,28 @@ def test_flows_are_within_a_fifth_of_pickled_records(num: int):
     )
     sent = len(pickle.dumps(targets, protocol=5))
     assert top_k["top-64 log-probabilities"] == pytest.approx(sent, rel=0.2)
+
+
+def test_the_lengths_of_another_methods_run_lose_the_parts_that_this_one_does_without():
+    on_rollouts = replace(
+        PRIVATE,
+        method=MethodConfig(trajectory=TrajectorySource.ROLLOUT, teacher_context=TeacherContext.PROMPT),
+    )
+    lengths = for_method(on_rollouts, LENGTHS)
+    assert (lengths.refinement, lengths.teacher_prompt) == (0, 0)
+    assert lengths.trajectory == lengths.rollout == 1000  # its own answer, not the shorter rewrite
+    assert lengths.context == 100
+    assert step_work(on_rollouts, lengths)[Stage.REFINE].counted == 0
+    answers = replace(
+        PRIVATE,
+        method=MethodConfig(trajectory=TrajectorySource.TEACHER, teacher_context=TeacherContext.PROMPT),
+    )
+    assert (for_method(answers, LENGTHS).rollout, for_method(answers, LENGTHS).trajectory) == (0, 400)
+    assert for_method(PRIVATE, LENGTHS) == LENGTHS
+
+
+def test_a_part_that_was_not_measured_is_as_long_as_it_may_be():
+    lengths = for_method(PRIVATE, replace(LENGTHS, refinement=0, teacher_prompt=0))
+    longest = longest_lengths(PRIVATE)
+    assert (lengths.refinement, lengths.teacher_prompt) == (longest.refinement, longest.teacher_prompt)
+    assert lengths.trajectory == longest.refinement

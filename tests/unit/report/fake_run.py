@@ -8,18 +8,16 @@ makes one to look at.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import math
 import random
 from collections.abc import Sequence
-from enum import Enum
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from trd_ray.activity_records import ActivityLap, DepthLap, RoleLap, Tally
 from trd_ray.config import LearnerConfig, MethodConfig, OptimizerConfig, PipelineConfig, RunConfig, TrdConfig
+from trd_ray.config_loader import dump_config
 from trd_ray.evaluation import GradedSample, summarise
 from trd_ray.metrics import MetricsWriter, step_metrics
 from trd_ray.outcomes import Outcome, RejectReason
@@ -130,12 +128,6 @@ def stage_times(rng: random.Random, *, refines: bool) -> StageTimes:
     return StageTimes(shares=shares, other_s=0.05, step_s=math.fsum(shares.values()) + 0.05)
 
 
-def plain(value: object) -> object:
-    if isinstance(value, dict):
-        return {key: plain(inner) for key, inner in value.items()}
-    return value.value if isinstance(value, Enum) else value
-
-
 def fake_config(*, num_steps: int, refines: bool) -> TrdConfig:
     source = TrajectorySource.REFINED if refines else TrajectorySource.ROLLOUT
     return TrdConfig(
@@ -157,8 +149,8 @@ def fake_run(
     rng = random.Random(seed)
     done_steps = num_steps if done_steps is None else done_steps
     folder = RunFolder.create(path)
-    config = plain(dataclasses.asdict(fake_config(num_steps=num_steps, refines=refines)))
-    folder.config.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    config = fake_config(num_steps=num_steps, refines=refines)
+    folder.config.write_text(dump_config(config), encoding="utf-8")
     problems = generate_problems(seed=seed, split=Split.TRAIN)
     with MetricsWriter(folder) as writer:
         for step in range(done_steps + 1):

@@ -11,7 +11,7 @@ import pytest
 from launch.submit.checks import check_submission
 from trd_ray.config_loader import load_config
 from trd_ray.errors import ConfigError, DataError, ModelError
-from trd_ray.models import resolve_model
+from trd_ray.model_files import resolve_model
 
 ROOT = Path(__file__).parents[3]
 TRD_OPD = ROOT / "configs/experiment/trd_opd.yaml"
