@@ -26,11 +26,11 @@ from launch.arguments import (
 )
 from launch.cli_config import config_app
 from launch.cli_doctor import doctor
+from launch.cli_monitoring import monitoring
 from launch.cli_plan import plan
 from launch.cli_report import report
 from launch.cli_submit import submit_app
 from launch.consoles import error_console
-from launch.monitoring.export import monitoring
 from trd_ray.errors import (
     ConfigError,
     DataError,

@@ -36,7 +36,7 @@ def option_type(key: str, root: type = TrdConfig) -> object:
     """The annotation of an option (of a section: its class). Raises `KeyError` if there is none."""
     cls: object = root
     for part in key.split("."):
-        cls = typing.get_type_hints(cls)[part]
+        cls = _hints(cls)[part]
     return cls
 
 
@@ -50,8 +50,14 @@ def type_words(cls: object) -> str:
     return str(getattr(cls, "__name__", cls))
 
 
+@functools.cache
+def _hints(cls: object) -> dict[str, object]:
+    """Of a dataclass. Found out once: it evaluates the text of each annotation."""
+    return typing.get_type_hints(cls)
+
+
 def _leaf_paths(cls: type, *, prefix: str) -> Iterable[str]:
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     for item in dataclasses.fields(cls):
         if dataclasses.is_dataclass(hints[item.name]):
             yield from _leaf_paths(typing.cast(type, hints[item.name]), prefix=f"{prefix}{item.name}.")

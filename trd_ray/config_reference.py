@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import inspect
 import sys
 import typing
@@ -114,7 +115,7 @@ def _option(key: str) -> OptionDoc:
     kind = option_type(key)
     return OptionDoc(
         key=key,
-        meaning=" ".join(field_descriptions(holder).get(name, "").split()),
+        meaning=" ".join(_descriptions(holder).get(name, "").split()),
         kind="true or false" if kind is bool else type_words(kind),
         default=scalar_yaml(_default(key)),
         bounds=_bounds(holder, name) if kind in (int, float) else "",
@@ -122,10 +123,20 @@ def _option(key: str) -> OptionDoc:
 
 
 def _default(key: str) -> object:
-    value: object = TrdConfig()
+    value: object = _defaults()
     for part in key.split("."):
         value = getattr(value, part)
     return value
+
+
+@functools.cache
+def _defaults() -> TrdConfig:
+    return TrdConfig()
+
+
+@functools.cache
+def _descriptions(holder: type) -> dict[str, str]:
+    return field_descriptions(holder)
 
 
 def _bounds(holder: type, name: str) -> str:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
 import yaml
 
 from launch.consoles import show
@@ -18,13 +16,8 @@ DISCOVERY = "prom_metrics_service_discovery.json"
 """Ray's head writes the addresses of all agents into this file of its temporary folder."""
 
 
-def monitoring(
-    output: Annotated[Path, typer.Argument(help="Folder to write; it may be there.")],
-    ray_temp_dir: Annotated[
-        Path, typer.Option(help="The temporary folder of the Ray cluster's head.")
-    ] = Path("/tmp/ray"),
-) -> None:
-    """Write the configuration of Prometheus and Grafana for the metrics of runs on a Ray cluster."""
+def export(output: Path, ray_temp_dir: Path) -> None:
+    """Write all files into the folder `output`, which may be there. Raises `ConfigError` if it is a file."""
     if output.exists() and not output.is_dir():
         raise ConfigError(
             describe(

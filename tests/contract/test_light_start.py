@@ -15,6 +15,7 @@ TRD_OPD = "configs/experiment/trd_opd.yaml"
 HEAVY = ("torch", "transformers", "ray", "vllm", "deepspeed", "pyarrow", "sympy", "pandas", "huggingface_hub")
 # Runs the command line as its entry point does, and says then which of these it imported.
 CODE = f"""
+import os
 import sys
 sys.argv[0] = "trd-ray"
 from launch.cli import main
@@ -23,7 +24,8 @@ try:
     main()
 except SystemExit as end:
     code = end.code
-print("\\nimported:", *[name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)
+heavy = {HEAVY!r} + tuple(os.environ["HEAVY_TOO"].split())
+print("\\nimported:", *[name for name in heavy if name in sys.modules], file=sys.stderr)
 sys.exit(code)
 """
 
@@ -35,8 +37,15 @@ def trd_ray(*arguments: str, **variables: str) -> subprocess.CompletedProcess[st
         text=True,
         cwd=ROOT,
         timeout=300,
-        env=os.environ | {"COLUMNS": "200"} | variables,
+        env=os.environ | {"COLUMNS": "200", "HEAVY_TOO": ""} | variables,
     )
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("train", "--help"), ("config", "--help")])
+def test_help_does_not_wait_for_the_options_either(arguments: tuple[str, ...]):
+    done = trd_ray(*arguments, HEAVY_TOO="numpy yaml omegaconf trd_ray.config")
+    assert done.returncode == 0
+    assert done.stderr.rstrip().endswith("\nimported:"), done.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A breakpoint in a run of one process, in a terminal: what is typed arrives, no live line in the way."""
+"""A breakpoint in a run of one process, in a terminal: what is typed arrives, no live line is in the way."""
 
 from __future__ import annotations
 

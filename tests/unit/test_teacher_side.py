@@ -104,7 +104,7 @@ async def test_learner_scoring_is_hidden_scoring(
     # A step of Adam on a gradient that is all float noise, as at the start of OPSD, is not comparable.
     if student != teacher:
         for (name, left), (_, right) in zip(own.named_weights(), sent.named_weights(), strict=True):
-            # Adam makes much of a gradient that is nearly zero: single entries differ, what was learnt does not.
+            # Adam makes much of a gradient of nearly zero: single entries differ, what was learnt does not.
             assert torch.dist(left, right) <= 1e-2 * torch.dist(left, start[name]), name
 
 
