@@ -92,13 +92,16 @@ def for_method(config: TrdConfig, measured: Lengths) -> Lengths:
         trajectory = refinement
     elif longest.rollout and not config.method.refines:
         trajectory = rollout
+    context = _context(config, prompt=measured.prompt, teacher_prompt=asked)
+    if context > measured.prompt and measured.context > measured.prompt:
+        context = measured.context  # likewise more than the prompt, and measured
     return replace(
         measured,
         rollout=rollout,
         teacher_prompt=(asked if config.method.refines else measured.prompt) if refinement else 0.0,
         refinement=refinement,
         trajectory=trajectory,
-        context=_context(config, prompt=measured.prompt, teacher_prompt=asked),
+        context=context,
     )
 
 
