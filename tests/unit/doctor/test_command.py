@@ -89,7 +89,7 @@ def test_rates_of_a_folder_without_a_run(tmp_path: Path):
 def test_planning_loads_no_engine():
     code = (
         "import sys\n"
-        "import trd_ray.cost.rates, trd_ray.cost.split, trd_ray.cost.devices, trd_ray.cost.run_rates\n"
+        "import trd_ray.cost.plan, launch.cli_plan, launch.plan_view\n"
         "import launch.doctor.machine_checks\n"
         "print([n for n in ('torch', 'transformers', 'ray', 'vllm', 'deepspeed') if n in sys.modules])"
     )
