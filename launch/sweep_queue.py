@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
@@ -21,6 +22,8 @@ from trd_ray.sweep.state import SweepFolder, SweepState, TrialRecord, TrialStatu
 from trd_ray.sweep.trials import Trial, TrialConfigs, axis_names, make_trial
 
 log = logging.getLogger(__name__)
+# It would write a line for each trial into the sweep's own.
+optuna.logging.disable_default_handler()
 
 Suggestion = dict[str, float | int]
 """By axis: the value of a range, else the number of a point."""
@@ -49,6 +52,10 @@ class TrialQueue(Searcher):
     ) -> None:
         if self._proposals is not None:
             self._proposals.completed(trial_id, self._names[trial_id], result, error=error)
+
+    def __getstate__(self) -> dict[str, object]:
+        """Tune writes a copy of its set-up, which nothing reads: the past is in the state of the sweep."""
+        return {}
 
     def save(self, checkpoint_path: str) -> None:
         """Tune wants a file."""

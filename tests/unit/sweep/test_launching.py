@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from ray import cloudpickle
 
 from launch.sweep_queue import Proposals, TrialQueue, settings_of, suggestion_of
 from launch.sweep_resources import driver_request, most_at_once, num_fitting, private_request
@@ -168,6 +169,12 @@ def test_optuna_proposes_and_learns(tmp_path: Path):
     assert [trial.value for trial in study.trials] == [
         pytest.approx(dict(r.settings)["learner.optimizer.learning_rate"] * 1000) for r in state.records
     ]
+
+
+def test_ray_tune_can_write_its_copy_of_the_queue(tmp_path: Path):
+    queue, _, _ = searched(tmp_path, [])
+    queue.suggest("0")
+    assert cloudpickle.loads(cloudpickle.dumps(queue)).__dict__ == {}
 
 
 def test_a_resumed_search_runs_the_failed_again_and_knows_the_ended(tmp_path: Path):
