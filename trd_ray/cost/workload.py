@@ -86,7 +86,7 @@ def for_method(config: TrdConfig, measured: Lengths) -> Lengths:
     longest = longest_lengths(config)
     rollout = (measured.rollout or longest.rollout) if longest.rollout else 0.0
     refinement = (measured.refinement or longest.refinement) if longest.refinement else 0.0
-    asked = measured.teacher_prompt or longest.teacher_prompt
+    asked = measured.teacher_prompt if measured.refinement else longest.teacher_prompt
     trajectory = measured.trajectory or longest.trajectory
     if config.method.trajectory in (TrajectorySource.REFINED, TrajectorySource.TEACHER):
         trajectory = refinement
