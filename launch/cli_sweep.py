@@ -34,13 +34,13 @@ def sweep(
 
     loaded = load_sweep(sweep_file, overrides or [])
     if dry_run:
-        from launch.sweep_dry_run import show_sweep
+        from launch.sweep.dry_run import show_sweep
 
         show_sweep(loaded, like=like)
         return
     if like is not None:
         raise typer.BadParameter("it is for --dry-run", param_hint="'--like'")
-    from launch.sweep import run_sweep
+    from launch.sweep.run import run_sweep
 
     raise typer.Exit(run_sweep(loaded, resume=resume))
 
@@ -54,7 +54,7 @@ def leaderboard(
 ) -> None:
     """Write the leaderboard of a sweep anew, also while it runs, and by another metric if one is given."""
     from launch.consoles import console, show
-    from launch.sweep_tables import leaderboard_table
+    from launch.sweep.tables import leaderboard_table
     from trd_ray.sweep.files import write_leaderboard
     from trd_ray.sweep.leaderboard import read_leaderboard
     from trd_ray.sweep.spec import load_metric

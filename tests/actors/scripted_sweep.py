@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from launch.sweep import run_sweep
+from launch.sweep.run import run_sweep
 from trd_ray.sweep.spec import load_sweep
 
 TRIAL = (sys.executable, "-m", "tests.actors.scripted_trial")

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launch.sweep import run_sweep
+from launch.sweep.run import run_sweep
 from tests.actors.scripted_sweep import TRIAL
 from tests.actors.scripted_trial import UNLUCKY_SEED
 from trd_ray.metrics import read_evals

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.sweep_dry_run import show_sweep
+from launch.sweep.dry_run import show_sweep
 from tests.unit.step_records import step
 from tests.unit.sweep.sweep_files import sweep_of
 from trd_ray.config_loader import load_config

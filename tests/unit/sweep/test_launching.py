@@ -13,10 +13,10 @@ import psutil
 import pytest
 from ray import cloudpickle
 
-from launch.sweep_queue import Proposals, TrialQueue, settings_of, suggestion_of
-from launch.sweep_resources import driver_request, most_at_once, num_fitting, private_request
-from launch.sweep_trial import NAME, VALUE, TrialWork
-from launch.trial_process import TrialProcess, trial_environment
+from launch.sweep.queue import Proposals, TrialQueue, settings_of, suggestion_of
+from launch.sweep.resources import driver_request, most_at_once, num_fitting, private_request
+from launch.sweep.trial import NAME, VALUE, TrialWork
+from launch.sweep.trial_process import TrialProcess, trial_environment
 from tests.unit.sweep.sweep_files import record, sweep_of, write_evals
 from trd_ray.config_loader import load_config
 from trd_ray.placement_plan import placement_plan
@@ -104,7 +104,7 @@ def wait_for(text: str, log: Path) -> None:
 
 def test_a_trial_ends_with_the_process_that_started_it(tmp_path: Path):
     child = (
-        "from launch.trial_process import end_with\nimport os, sys, time\n"
+        "from launch.sweep.trial_process import end_with\nimport os, sys, time\n"
         "end_with(int(sys.argv[1]))\nprint(os.getpid(), flush=True)\ntime.sleep(120)\n"
     )
     owner = (
@@ -192,6 +192,6 @@ def test_a_resumed_search_runs_the_failed_again_and_knows_the_ended(tmp_path: Pa
 
 
 def test_this_process_starts_trials_that_watch_it():
-    from launch.trial_process import guarded_command
+    from launch.sweep.trial_process import guarded_command
 
-    assert guarded_command(["train"])[1:] == ["-m", "launch.trial_process", str(os.getpid()), "train"]
+    assert guarded_command(["train"])[1:] == ["-m", "launch.sweep.trial_process", str(os.getpid()), "train"]

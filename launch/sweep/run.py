@@ -11,8 +11,8 @@ from actors.cluster import join_cluster, leave_cluster
 from launch.consoles import console, show
 from launch.exits import started
 from launch.preflight import check_packages, check_run
-from launch.sweep_book import SweepBook
-from launch.sweep_tables import leaderboard_table
+from launch.sweep.book import SweepBook
+from launch.sweep.tables import leaderboard_table
 from trd_ray.config import OptimizerConfig, RunConfig, TrdConfig
 from trd_ray.disk import writing
 from trd_ray.errors import ConfigError, TrdRayError, describe
@@ -96,9 +96,9 @@ def _run(
     sweep: Sweep, wanted: Wanted, folder: SweepFolder, state: SweepState, command: tuple[str, ...]
 ) -> int:
     # They import ray.tune and optuna, whose absence is reported before.
-    from launch.sweep_queue import Proposals, TrialQueue
-    from launch.sweep_trial import TrialWork
-    from launch.sweep_tune import run_on_tune
+    from launch.sweep.queue import Proposals, TrialQueue
+    from launch.sweep.trial import TrialWork
+    from launch.sweep.tune import run_on_tune
 
     options = sweep.options
     configs = {name: config for name, (_, config) in wanted.items()}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ray import tune
 
-from launch.trial_process import TrialProcess, guarded_command
+from launch.sweep.trial_process import TrialProcess, guarded_command
 from trd_ray.config_loader import load_config
 from trd_ray.sweep.options import MetricConfig, TrialsConfig
 from trd_ray.sweep.results import TrialResult, read_result

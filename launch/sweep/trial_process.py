@@ -1,6 +1,6 @@
 """One trial as a process of its own: started, watched, stopped with a checkpoint, never left behind.
 
-Run as `python -m launch.trial_process OWNER ARGUMENTS`, it is the command line `trd-ray ARGUMENTS` that
+Run as `python -m launch.sweep.trial_process OWNER ARGUMENTS`, it is the command line `trd-ray ARGUMENTS` that
 ends, as by SIGTERM, when the process OWNER does, however that ends.
 """
 
@@ -86,7 +86,7 @@ class TrialProcess:
 
 def guarded_command(arguments: Sequence[str]) -> list[str]:
     """`trd-ray ARGUMENTS` that ends with this process."""
-    return [sys.executable, "-m", "launch.trial_process", str(os.getpid()), *arguments]
+    return [sys.executable, "-m", "launch.sweep.trial_process", str(os.getpid()), *arguments]
 
 
 def end_with(owner: int) -> None:

@@ -18,10 +18,10 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from actors.cluster import GIB, LOCAL
-from launch.sweep_book import SweepBook
-from launch.sweep_queue import TrialQueue
-from launch.sweep_resources import Amounts, driver_request, most_at_once, private_request
-from launch.sweep_trial import ENDED, MESSAGE, NAME, PROCESS, STEP, VALUE, TrialRun, TrialWork
+from launch.sweep.book import SweepBook
+from launch.sweep.queue import TrialQueue
+from launch.sweep.resources import Amounts, driver_request, most_at_once, private_request
+from launch.sweep.trial import ENDED, MESSAGE, NAME, PROCESS, STEP, VALUE, TrialRun, TrialWork
 from trd_ray.config import TrdConfig
 from trd_ray.errors import PlacementError, RunFailedError, describe
 from trd_ray.sweep.options import StopKind, SweepOptions

@@ -12,7 +12,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from launch.sweep_trial import NAME, VALUE
+from launch.sweep.trial import NAME, VALUE
 from trd_ray.config import TrdConfig
 from trd_ray.errors import ConfigError
 from trd_ray.sweep.axes import Axis, AxisKind, Point
