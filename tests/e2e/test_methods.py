@@ -1,4 +1,5 @@
-"""Every named method trains on the testbed: real vLLM, Ray and DeepSpeed, two steps each."""
+"""Every named method trains on the testbed, two steps each: one for each kind of work of the actors with real
+vLLM, Ray and DeepSpeed; those that differ from it in loss or prompts alone in one process."""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.processes import ROOT, command, run
+from tests.e2e.processes import CONFIGS, ROOT, command, run
+from trd_ray.choices import ScoreMethod
 from trd_ray.config_loader import load_config
 from trd_ray.metrics import StepMetrics, read_metrics
 from trd_ray.run_folder import RunFolder
@@ -15,7 +17,25 @@ from trd_ray.trajectory_log import read_trajectories
 from trd_ray.types import TrajectorySource
 
 METHODS = sorted(path.stem for path in (ROOT / "configs/method").glob("*.yaml"))
+ActorsWork = tuple[TrajectorySource, ScoreMethod | None, bool]
 QUICK = ("run.num_steps=2", 'data.eval=""', "run.trackers=[]")
+
+
+def actors_work(name: str) -> ActorsWork:
+    """What a method asks of the actors: who writes, who scores, whether the teacher follows the learner."""
+    config = load_config(CONFIGS / f"{name}.yaml")
+    method = config.method
+    return method.trajectory, config.teacher.score if method.scores else None, method.teacher_moves
+
+
+def first_of_each_kind() -> frozenset[str]:
+    first: dict[ActorsWork, str] = {}
+    for name in METHODS:
+        first.setdefault(actors_work(name), name)
+    return frozenset(first.values())
+
+
+OVER_RAY = first_of_each_kind()
 
 
 def trained(name: str, run_dir: Path, *arguments: str) -> tuple[StepMetrics, ...]:
@@ -36,7 +56,8 @@ def trained(name: str, run_dir: Path, *arguments: str) -> tuple[StepMetrics, ...
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_method_trains(name: str, tmp_path: Path):
-    steps = trained(name, tmp_path / "run")
+    steps = trained(name, tmp_path / "run", *(() if name in OVER_RAY else ("--no-ray",)))
+    assert RunFolder(tmp_path / "run").report.exists()
     method = load_config(tmp_path / "run" / "config.yaml").method
     rows = list(read_trajectories(tmp_path / "run" / "trajectories"))
     assert {row.trajectory_source for row in rows} == {method.trajectory}

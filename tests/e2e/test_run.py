@@ -186,27 +186,6 @@ def test_two_learner_ranks_and_two_generators_verify_every_push(
     assert losses(tmp_path / "run")[0] == pytest.approx(losses(whole_run)[0], rel=1e-4)
 
 
-@pytest.mark.parametrize("config", ["trd_opsd.yaml", "opd_reverse_kl.yaml"])
-def test_other_methods_on_the_real_stack(tmp_path: Path, config: str):
-    done = run(command(config, tmp_path / "run", "run.num_steps=2"))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert all(math.isfinite(loss) for loss in losses(tmp_path / "run"))
-
-
-@pytest.mark.parametrize(
-    "config",
-    ["trd_opd.yaml", "trd_opd_prompt.yaml", "trd_opsd.yaml", "opd_forward_kl.yaml",
-     "opd_reverse_kl.yaml", "opsd_forward_kl.yaml", "opsd_reverse_kl.yaml"],
-)  # fmt: skip
-def test_every_method_in_one_process(tmp_path: Path, config: str):
-    done = run(command(config, tmp_path / "run", "run.num_steps=1", "--no-ray"))
-    assert done.returncode == 0, done.stdout + done.stderr
-    folder = RunFolder(tmp_path / "run")
-    assert math.isfinite(losses(tmp_path / "run")[0])
-    assert len(list(read_trajectories(folder.trajectories))) == 8
-    assert folder.report.exists()
-
-
 def test_doctor_passes_on_the_testbed(tmp_path: Path):
     arguments = command("trd_opd.yaml", tmp_path / "run", "--json")
     arguments[1:3] = ["-m", "launch.cli", "doctor"]
