@@ -14,12 +14,12 @@ from trd_ray.outcomes import Outcome
 from trd_ray.run_folder import RunFolder
 from trd_ray.trajectory_log import TrajectoryRow, read_trajectories
 
-NUM_STEPS = 5
+NUM_STEPS = 3
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-def test_five_steps_of_trd_opsd(tmp_path: Path):
+def test_three_steps_of_trd_opsd(tmp_path: Path):
     model = tmp_path / "smollm2"
     convert_smollm2(model)
     arguments = command(
