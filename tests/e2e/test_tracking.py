@@ -68,18 +68,32 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, dict[s
         arguments, stdout=log.open("w"), stderr=subprocess.STDOUT, cwd=ROOT, start_new_session=True,
         env=os.environ | {"COLUMNS": "400", "TRACKIO_DIR": str(folder / "trackio")},
     )  # fmt: skip
-    wait_for_lines(run_dir / "metrics.jsonl", 2, process)
-    pids = descendants(process)
-    deadline = time.monotonic() + _PUBLISHED_WITHIN_S
-    session = session_folder(log)
-    while "ray_trd_ray_learner_step" not in (values := scraped(session)):
-        assert process.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, f"only {sorted(values)} after {_PUBLISHED_WITHIN_S} s"
-        time.sleep(1.0)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(180) == 1, log.read_text()
+    try:
+        wait_for_lines(run_dir / "metrics.jsonl", 2, process)
+        pids = descendants(process)
+        values = published(session_folder(log), process, log)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(180) == 1, log.read_text()
+    finally:
+        process.kill()  # nothing to a process that has ended
     assert wait_until_gone(pids) == set(), "trackers end with the run"
     return RunFolder(run_dir), values, log.read_text()
+
+
+def published(session: Path, process: subprocess.Popen[bytes], log: Path) -> dict[str, float]:
+    """What is scraped once a step is in it. Until then agents may be starting, or too busy to answer."""
+    deadline = time.monotonic() + _PUBLISHED_WITHIN_S
+    while True:
+        try:
+            values = scraped(session)
+            problem = f"only {sorted(values)}"
+        except OSError as error:
+            values, problem = {}, str(error)
+        if "ray_trd_ray_learner_step" in values:
+            return values
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, f"{problem} after {_PUBLISHED_WITHIN_S} s"
+        time.sleep(1.0)
 
 
 def test_prometheus_finds_every_number_of_a_step_with_its_value(stopped):
