@@ -29,7 +29,7 @@ from trd_ray.choices import DType
 from trd_ray.config import EngineConfig, LearnerConfig, LoraConfig, MethodConfig
 from trd_ray.kv_cache import BYTES, kv_room
 from trd_ray.memory_plan import learner_parts
-from trd_ray.models import model_facts
+from trd_ray.model_files import model_facts
 
 _MIB = 2**20
 _SIZES = {

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from actors.placement import ray_amounts, total_request
+from actors.amounts import ray_amounts, total_request
 from trd_ray.config import TrdConfig
 from trd_ray.placement_plan import PlacementPlan, placement_plan
 from trd_ray.sweep.options import TrialsConfig

@@ -20,7 +20,7 @@ import yaml
 from tests.e2e.job_cluster import JobCluster, job_cluster
 from tests.e2e.processes import CONFIGS, ROOT, SMALL, wait_until_gone
 from trd_ray.metrics import read_metrics
-from trd_ray.models import resolve_model
+from trd_ray.model_files import resolve_model
 from trd_ray.run_folder import RunFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]

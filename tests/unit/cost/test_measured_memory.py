@@ -16,7 +16,8 @@ from trd_ray.choices import DType, Normalization, ScoreMethod, Support
 from trd_ray.collate import TokenWeights
 from trd_ray.config import LearnerConfig, LoraConfig, MethodConfig
 from trd_ray.memory_plan import learner_parts
-from trd_ray.models import model_facts, torch_dtype
+from trd_ray.model_files import model_facts
+from trd_ray.models import torch_dtype
 from trd_ray.teacher_side import LearnerTeacher, micro_batch_loss
 from trd_ray.training import load_distill_module, make_optimizer
 
