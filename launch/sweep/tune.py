@@ -23,6 +23,7 @@ from launch.sweep.queue import TrialQueue
 from launch.sweep.resources import Amounts, driver_request, most_at_once, private_request
 from launch.sweep.trial import ENDED, MESSAGE, NAME, PROCESS, STEP, VALUE, TrialRun, TrialWork
 from trd_ray.config import TrdConfig
+from trd_ray.config_loader import load_config
 from trd_ray.errors import PlacementError, RunFailedError, describe
 from trd_ray.sweep.options import StopKind, SweepOptions
 from trd_ray.sweep.state import SweepFolder, TrialStatus
@@ -55,9 +56,12 @@ def run_on_tune(
     os.environ["TUNE_FORCE_TRIAL_CLEANUP_S"] = str(int(options.trials.stop_s + _MARGIN_S))
     for name in ("ray.tune", "ray.air"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    resources = _resources(options, SweepFolder(work.folder))
     with _stop_on_signals(work.stop_flag) as stopper:
         tuner = tune.Tuner(
-            tune.with_resources(tune.with_parameters(TrialRun, work=work), _resources(options, configs)),
+            tune.with_resources(
+                tune.with_parameters(TrialRun, work=work), _resources(options, SweepFolder(work.folder))
+            ),
             tune_config=tune.TuneConfig(
                 search_alg=queue,
                 scheduler=_scheduler(options, configs),
@@ -95,7 +99,8 @@ def _scheduler(options: SweepOptions, configs: Configs) -> TrialScheduler:
     )
 
 
-def _resources(options: SweepOptions, configs: Configs) -> Callable[[dict[str, object]], object]:
+def _resources(options: SweepOptions, folder: SweepFolder) -> Callable[[dict[str, object]], object]:
+    """What a trial is given. Tune asks a copy of the function, which knows of later trials by their files."""
     local = options.ray.address == LOCAL
     machine = ray.cluster_resources()
     node = next(name for name in _nodes()[0] if name.startswith("node:") and name != "node:__internal_head__")
@@ -103,7 +108,7 @@ def _resources(options: SweepOptions, configs: Configs) -> Callable[[dict[str, o
     def of_trial(config: dict[str, object]) -> tune.PlacementGroupFactory:
         wanted: Amounts
         if local:
-            wanted = private_request(configs()[str(config[NAME])], options.trials, machine)
+            wanted = private_request(load_config(folder.config(str(config[NAME]))), options.trials, machine)
         else:
             wanted = driver_request(options.trials, node)
         return tune.PlacementGroupFactory([wanted])
