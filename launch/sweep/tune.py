@@ -59,9 +59,7 @@ def run_on_tune(
     resources = _resources(options, SweepFolder(work.folder))
     with _stop_on_signals(work.stop_flag) as stopper:
         tuner = tune.Tuner(
-            tune.with_resources(
-                tune.with_parameters(TrialRun, work=work), _resources(options, SweepFolder(work.folder))
-            ),
+            tune.with_resources(tune.with_parameters(TrialRun, work=work), resources),
             tune_config=tune.TuneConfig(
                 search_alg=queue,
                 scheduler=_scheduler(options, configs),
