@@ -63,8 +63,10 @@ class ObjectiveHead(nn.Module):
 
     def forward(
         self, student_hidden: Tensor, tokens: TokenBatch, teacher: TeacherSide | Tensor
-    ) -> ObjectiveOutput:
-        """The loss, a scalar, and what it is made of at each of the N response tokens.
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss, a scalar; each response token's value in it, and the student's logprob: [N], detached.
+
+        A plain tuple: ZeRO-3 looks for tensors in nothing else, and would take the weights away too early.
 
         Args:
             student_hidden: [N, D].
@@ -84,7 +86,7 @@ class ObjectiveHead(nn.Module):
             vocab_size=self._vocab_size,
             transform=self._transform,
         )
-        return output
+        return output.loss, output.token_values, output.student_logprobs
 
 
 class DistillModule(nn.Module):
@@ -143,10 +145,10 @@ class DistillModule(nn.Module):
         if tensors.teacher_input is not None:
             side = self._initial_hidden(tensors.teacher_input)
         hidden = hidden_states(self.model, tensors.student)
-        output: ObjectiveOutput = self.head(hidden, tensors.tokens, side)
+        loss, token_values, student_logprobs = self.head(hidden, tensors.tokens, side)
         if self._tape is not None:
-            self._tape.add(output.token_values, output.student_logprobs)
-        return output.loss, (output.student_logprobs * tensors.share_of_sample).sum()
+            self._tape.add(token_values, student_logprobs)
+        return loss, (student_logprobs * tensors.share_of_sample).sum()
 
     def take_token_values(self) -> TokenValues | None:
         """Of all forwards since the last call, in their order; None if they are not recorded."""

@@ -81,8 +81,8 @@ def test_parts_of_the_steps_add_up(whole_run: Path):
     rows = [json.loads(line) for line in (whole_run / "metrics.jsonl").read_text().splitlines()]
     for row in rows:
         assert sum(row[part] for part in PARTS) + row["other_s"] == pytest.approx(row["step_s"], rel=1e-6)
-    # The first one loads libraries, and a single short one may hold a pause of the interpreter. Steps are short
-    # here and another run shares the cores: of a quiet one of 64 problems it is 2 to 3%.
+    # The first one loads libraries, a single short one may hold a pause of the interpreter. Steps are short
+    # here and another run shares the cores; of a quiet one of 64 problems it is 2 to 3%
     shares = [row["other_s"] / row["step_s"] for row in rows[1:]]
     assert statistics.median(shares) < 0.1
 
