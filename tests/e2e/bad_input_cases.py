@@ -154,4 +154,36 @@ PLACES = (
     Case("check of no models", ("testbed", "check", "{tmp}/none"), ("none",)),
 )  # fmt: skip
 
-CASES = USAGE + FILES + OVERRIDES + DATA_AND_MODELS + PLACES
+
+def _sweep(name: str, text: str, *parts: str) -> Case:
+    return Case(name, ("sweep", "{tmp}/s.yaml", "--dry-run"), ("s.yaml", *parts), {"s.yaml": text})
+
+
+_BASE = "base: {base}\ndir: {tmp}/out\n"
+SWEEPS = (
+    Case("sweep of no file", ("sweep", "{tmp}/none.yaml"), ("none.yaml",)),
+    _sweep("axis that is no option", f"{_BASE}axes: {{learner.optimizer.learning_rat: [1e-3]}}\n", "nearest is learner.optimizer.learning_rate"),
+    _sweep("axis with a wrong value", f"{_BASE}axes: {{run.num_steps: [2, many]}}\n", "run.num_steps"),
+    _sweep("method that is not there", f"{_BASE}axes: {{method: [trd_opt]}}\n", "trd_opt"),
+    _sweep("seed twice", f"{_BASE}seeds: [0, 0]\n", "seeds"),
+    _sweep("zip of different lengths", f"{_BASE}axes: {{zip: [{{run.seed: [1, 2], run.num_steps: [3]}}]}}\n", "zip"),
+    _sweep("option that the sweep sets", f"{_BASE}set: {{run: {{dir: elsewhere}}}}\nseeds: [1]\n", "run.dir"),
+    _sweep("option of no sweep", f"{_BASE}axis: {{run.seed: [1]}}\n", "axes"),
+    Case("leaderboard of no sweep", ("leaderboard", "{tmp}/none"), ("none",)),
+)  # fmt: skip
+
+_AT = ("--address", "http://127.0.0.1:9")
+SUBMITS = (
+    Case("submit without an address", ("submit", "{base}", "run.dir=/r"), ("--address",)),
+    Case("submit to no address", ("submit", "{base}", "run.dir=/r", "--address", "somewhere"), ("somewhere", "http://")),
+    Case("submit to a port out of range", ("submit", "{base}", "run.dir=/r", "--address", "http://h:99999"), ("99999",)),
+    Case("submit of no file", ("submit", "{tmp}/none.yaml", *_AT), ("none.yaml",)),
+    Case("submit with an unknown option", ("submit", "{base}", *_AT, "run.dir=/r", "run.num_step=3"), ("nearest is run.num_steps",)),
+    Case("submit with a folder that is lost", ("submit", "{base}", *_AT, "run.dir=runs/here"), ("run.dir", "absolute")),
+    Case("submit of a folder that is not there", ("submit", "{base}", *_AT, "run.dir=/r", "--working-dir", "{tmp}/none"), ("none",)),
+    Case("submit with a variable without a value", ("submit", "{base}", *_AT, "run.dir=/r", "--env", "NAME"), ("NAME", "NAME=VALUE")),
+    Case("stop without a job", ("submit", "stop", *_AT), ("job_id",)),
+)  # fmt: skip
+
+
+CASES = USAGE + FILES + OVERRIDES + DATA_AND_MODELS + PLACES + SWEEPS + SUBMITS

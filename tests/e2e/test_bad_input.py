@@ -185,7 +185,9 @@ def test_each_wrong_input_names_the_place_and_the_remedy(
     for name, content in case.files.items():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        if isinstance(content, str):
+            content = content.replace("{tmp}", str(tmp_path)).replace("{base}", TRD_OPD).encode()
+        path.write_bytes(content)
     before = sorted(tmp_path.rglob("*"))
     arguments = [text.replace("{tmp}", str(tmp_path)).replace("{base}", TRD_OPD) for text in case.arguments]
     code, text = run_cli(monkeypatch, capsys, *arguments)
