@@ -12,6 +12,8 @@ $bin/lint-imports
 if [ $# -gt 0 ]; then
   exec $bin/python -m pytest "$@"
 fi
+# Hundreds of processes import the project; where Python may not write bytecode, each would compile it anew.
+$bin/python -m compileall -q trd_ray actors launch tests
 # Two at a time. These are computation without waits or shared ports:
 $bin/python -m pytest tests/unit tests/contract -n 2
 # These wait as much as they compute. A file's tests stay together, since they share a cluster or a run; long files
