@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.unit.trackers.wandb_file import wandb_records
+from tests.unit.trackers.wandb_file import ended_records, wandb_records
 from trd_ray.run_folder import RunFolder
 from trd_ray.trackers.session import RunEnd, TrackedRun, Tracker
 
@@ -97,7 +97,7 @@ def test_wandb_offline(folder: RunFolder):
     assert [file.name for file in files] == [f"run-{run_id}.wandb"] * 2
     rows, exits = [], []
     for file in files:
-        records = wandb_records(file)
+        records = ended_records(file)
         run = next(r.run for r in records if r.WhichOneof("record_type") == "run")
         assert (run.project, run.display_name, run.run_id) == ("trd-test", "a run", run_id)
         assert set(run.tags) == {"cpu", "tiny"}

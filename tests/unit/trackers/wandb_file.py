@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import struct
+import time
 from pathlib import Path
+
+_WRITTEN_WITHIN_S = 60.0
 
 
 def wandb_records(path: Path) -> list:
@@ -28,3 +31,14 @@ def wandb_records(path: Path) -> list:
             records.append(Record.FromString(parts))
             parts = b""
     return records
+
+
+def ended_records(path: Path) -> list:
+    """As `wandb_records`, once the end of the run is in the file: a process of W&B's own writes it."""
+    deadline = time.monotonic() + _WRITTEN_WITHIN_S
+    while True:
+        records = wandb_records(path)
+        if any(record.WhichOneof("record_type") == "exit" for record in records):
+            return records
+        assert time.monotonic() < deadline, f"{path} has no end after {_WRITTEN_WITHIN_S} s"
+        time.sleep(0.1)
