@@ -6,7 +6,6 @@ A checkpoint is written under a temporary name and renamed when it is whole, so 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trd_ray.errors import ConfigError, DataError, describe
+from trd_ray.folder_lock import only_driver
 from trd_ray.json_lines import split_torn
 from trd_ray.paths import user_path
 
@@ -85,16 +85,7 @@ class RunFolder:
 
         Raises `ConfigError` if another driver is at it.
         """
-        with (self.path / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ConfigError(
-                    describe(
-                        "another process drives this run", where="run.dir", got=self.path,
-                        expected="one driver", remedy="wait for it or stop it, then add --resume",
-                    )
-                ) from error  # fmt: skip
+        with only_driver(self.path, complaint="another process drives this run", where="run.dir"):
             yield
 
     @classmethod

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -16,6 +15,7 @@ from trd_ray.config import TrdConfig
 from trd_ray.config_loader import dump_config, load_config
 from trd_ray.disk import writing
 from trd_ray.errors import ConfigError, DataError, describe
+from trd_ray.folder_lock import only_driver
 from trd_ray.resume import differences
 from trd_ray.run_folder import RunFolder
 from trd_ray.sweep.axes import Point
@@ -125,17 +125,7 @@ class SweepFolder:
     def locked(self) -> Iterator[None]:
         """Be the only driver of this sweep while the block runs. Raises `ConfigError` if another is."""
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ConfigError(
-                    describe(
-                        "another process drives this sweep", where="dir", got=self.path,
-                        expected="one driver",
-                        remedy="wait for it or stop it, then add --resume",
-                    )
-                ) from error  # fmt: skip
+        with only_driver(self.path, complaint="another process drives this sweep", where="dir"):
             yield
 
 
