@@ -60,7 +60,7 @@ def start(arguments: Sequence[str], log: Path) -> subprocess.Popen[str]:
     )
 
 
-def wait_for_lines(path: Path, num: int, process: subprocess.Popen[str], *, timeout_s: float = 300) -> None:
+def wait_for_lines(path: Path, num: int, process: subprocess.Popen[str], *, timeout_s: float = 600) -> None:
     """Wait until a file has `num` lines while `process` lives."""
     deadline = time.monotonic() + timeout_s
     while not path.exists() or len(path.read_text().splitlines()) < num:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import ray
@@ -25,7 +27,8 @@ def run_cli(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str
 ) -> tuple[int, str]:
     monkeypatch.setattr(sys, "argv", ["trd-ray", *arguments])
-    with pytest.raises(SystemExit) as caught:
+    # A command may set variables for the rest of its process, which here goes on with other tests.
+    with mock.patch.dict(os.environ), pytest.raises(SystemExit) as caught:
         main()
     assert not ray.is_initialized()
     captured = capsys.readouterr()

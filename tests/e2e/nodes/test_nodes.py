@@ -62,7 +62,7 @@ def log_of(run_dir: Path) -> str:
     return run_dir.with_suffix(".log").read_text()
 
 
-def finish(process: subprocess.Popen[str], run_dir: Path, *, timeout_s: float = 240) -> None:
+def finish(process: subprocess.Popen[str], run_dir: Path, *, timeout_s: float = 600) -> None:
     assert process.wait(timeout_s) == 0, log_of(run_dir)
     metrics = read_metrics(RunFolder(run_dir).metrics)
     assert [m.learner_step for m in metrics] == list(range(1, NUM_STEPS + 1))
@@ -73,7 +73,10 @@ def actors_on(node: Node) -> dict[str, psutil.Process]:
     """By role."""
     found = {}
     for process in node.processes():
-        title = " ".join(process.cmdline())
+        try:
+            title = " ".join(process.cmdline())
+        except psutil.NoSuchProcess:  # a helper that has just ended
+            continue
         found |= {role: process for role in (GENERATOR, TEACHER, LEARNER) if title.startswith(role)}
     return found
 
