@@ -10,7 +10,6 @@ import ray
 
 from actors.cluster import join_cluster, leave_cluster
 from trd_ray.config import RayConfig
-from trd_ray.custom_functions import divergence_function
 
 SOURCE = """
 def own(log_q, log_p):
@@ -27,11 +26,12 @@ def cluster_started_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     leave_cluster()
 
 
-def _module_of(path: str) -> str:
-    """Runs in a worker: loads and tries the function as a learner rank does."""
-    return str(divergence_function(path).__code__.co_filename)  # type: ignore[attr-defined]
-
-
 def test_a_worker_imports_it_from_the_folder_of_the_command(cluster_started_in: Path) -> None:
-    reference = ray.remote(_module_of).options(num_cpus=0).remote("only_here:own")
+    # Local, so that it travels itself: the worker's folder is not the one with the tests.
+    def file_of(path: str) -> str:
+        from trd_ray.custom_functions import divergence_function
+
+        return str(divergence_function(path).__code__.co_filename)  # type: ignore[attr-defined]
+
+    reference = ray.remote(file_of).options(num_cpus=0).remote("only_here:own")
     assert ray.get(reference, timeout=120) == str(cluster_started_in / "only_here.py")

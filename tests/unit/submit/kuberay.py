@@ -1,7 +1,7 @@
 """The fields of KubeRay's resources that the manifests may use: a JSON schema in which nothing else is known.
 
-Names and types are those of ray.io/v1 in KubeRay 1.5.1 to 1.7; a field that an operator would not know is a
-mistake that it reports late or never.
+Names and types are those of ray.io/v1 in KubeRay 1.5.1 and in a snapshot of August 2026; a field that an
+operator would not know is a mistake that it reports late or never.
 """
 
 from __future__ import annotations
