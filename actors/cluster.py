@@ -41,7 +41,8 @@ def _init_ray(config: RayConfig) -> None:
         object_store_memory=int(config.object_store_gib * GIB),
         include_dashboard=config.dashboard,
         dashboard_host="127.0.0.1",
-        dashboard_port=config.dashboard_port,
+        # Ray binds it without a dashboard too, and says in red that it is taken: let it look for a free one.
+        dashboard_port=config.dashboard_port if config.dashboard else None,
         log_to_driver=config.actor_logs,
         logging_level=logging.WARNING,
     )
