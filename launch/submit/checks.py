@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
-from launch.preflight import check_inputs, check_models, check_packages
+from launch.preflight import check_inputs, check_models, check_own_functions, check_packages
 from trd_ray.assembly import read_inputs
 from trd_ray.chat import check_chat_template
 from trd_ray.config import TrdConfig
@@ -129,6 +129,7 @@ def _find(key: str, value: str, folder: Path) -> Whereabouts:
 
 def _check_contents(config: TrdConfig, places: dict[str, Whereabouts]) -> None:
     load_task(config.data.task)
+    check_own_functions(config.method)
     placement_plan(config)
     models_here = all(place is Whereabouts.HERE for key, place in places.items() if key.endswith(".model"))
     train_here = places["data.train"] is Whereabouts.HERE

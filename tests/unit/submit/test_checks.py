@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,22 @@ def test_sizes_and_tasks_are_checked(tmp_path: Path):
         check("generator.engine.max_model_len=100000", folder=tmp_path)
     with pytest.raises(ConfigError, match="unknown task"):
         check("data.task=arithmatic", folder=tmp_path)
+
+
+def test_code_of_ones_own_is_tried_from_the_folder_that_travels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    loss = ("method.divergence=custom", "method.divergence_function=travels:own")
+    (tmp_path / "travels.py").write_text("def own(log_q, log_p): return (log_q - log_p).sum()\n")
+    with pytest.raises(ConfigError, match=r"method\.divergence_function"):
+        check(*loss, folder=tmp_path)
+    (tmp_path / "also_travels.py").write_text("own = 3\n")
+    gate = ("method.refine_gate.kind=custom", "method.refine_gate.function=also_travels:own")
+    with pytest.raises(ConfigError, match=r"method\.refine_gate\.function"):
+        check(*gate, folder=tmp_path)
+    (tmp_path / "travels_too.py").write_text("def own(candidate): return True\n")
+    check(*gate, "method.refine_gate.function=travels_too:own", folder=tmp_path)
 
 
 def test_more_cores_than_this_machine_has_are_the_clusters_affair(tmp_path: Path):
