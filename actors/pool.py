@@ -16,10 +16,12 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
+from ray.exceptions import RayTaskError
+
 from actors.calls import call
 from actors.engine import EngineFailedError
 from actors.members import Life, Member, NamedActor, kill, locate
-from actors.pool_errors import gave_up, nonsense, too_many, too_slow
+from actors.pool_errors import broken_start, gave_up, nonsense, too_many, too_slow
 from actors.pool_limits import PoolLimits
 from trd_ray.activity import RoleActivity
 from trd_ray.activity_records import Tally
@@ -128,7 +130,12 @@ class EnginePool:
     async def _start(self, member: Member) -> None:
         actor, limit_s = member.actor, self._limits.start_s
         await locate(actor, timeout_s=limit_s)
-        await call(actor.handle.start.remote(), actor=actor.name, method="start", timeout_s=limit_s)
+        try:
+            await call(actor.handle.start.remote(), actor=actor.name, method="start", timeout_s=limit_s)
+        except RayTaskError as error:
+            if isinstance(error, TrdRayError):
+                raise  # says itself what is wrong and what to do
+            raise broken_start(member, error) from error
 
     @asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:

@@ -3,8 +3,30 @@
 from __future__ import annotations
 
 from actors.members import Member
-from trd_ray.errors import ActorTimeoutError, RunFailedError, brief, describe
+from trd_ray.errors import (
+    ActorLostError,
+    ActorTimeoutError,
+    RunFailedError,
+    brief,
+    describe,
+    unwrapped,
+)
 from trd_ray.outcomes import RejectReason
+
+
+def broken_start(member: Member, error: Exception) -> ActorLostError:
+    """An actor whose start raised what nobody expected."""
+    inner = unwrapped(error)
+    lines = str(inner).strip().splitlines()
+    return ActorLostError(
+        describe(
+            "an actor cannot start",
+            where=f"{member.actor.name}.start",
+            got=f"{type(inner).__name__}: {lines[0]}" if lines else type(inner).__name__,
+            expected="an engine that serves",
+            remedy=f"the traceback is in the log of {member.actor.name}; `trd-ray train --local` shows it",
+        )
+    )
 
 
 def nonsense(member: Member, method: str, reason: RejectReason) -> RunFailedError:

@@ -22,7 +22,7 @@ from tests.fakes import completion
 from trd_ray.activity import RoleActivity
 from trd_ray.activity_records import Tally
 from trd_ray.config import FaultConfig, SamplingConfig
-from trd_ray.errors import LearnerLostError, RunFailedError
+from trd_ray.errors import ActorLostError, LearnerLostError, RunFailedError
 from trd_ray.types import Completion, Problem, Prompt
 
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -39,7 +39,8 @@ class Engine(Locatable):
         self._go_on = asyncio.Event()
 
     async def start(self) -> None:
-        pass
+        if self._name.startswith("unfit"):
+            raise MemoryError("no room for the weights\nand more")
 
     async def ping(self) -> None:
         if self._mood == "failed":
@@ -75,6 +76,7 @@ class Rig:
         self,
         *,
         num: int = 2,
+        name: str = "g",
         request_s: float = 30,
         start_s: float = 60,
         replace_s: float = 60,
@@ -83,10 +85,11 @@ class Rig:
         self.created: list[int] = []
         self.nowhere = False
         """No node has room for a replacement."""
+        self.name_again = "new"
         self.activity = RoleActivity()
         self.pool = EnginePool(
             "generator",
-            [self.make(f"g{i}") for i in range(num)],
+            [self.make(f"{name}{i}") for i in range(num)],
             create=self.again,
             limits=PoolLimits(request_s=request_s, start_s=start_s, replace_s=replace_s, num_slots=4),
             faults=FaultConfig(**{"heartbeat_s": 0.2, "heartbeat_timeout_s": 1.0, **faults}),
@@ -109,7 +112,7 @@ class Rig:
 
     def again(self, index: int) -> NamedActor:
         self.created.append(index)
-        return self.make(f"new{index}")
+        return self.make(f"{self.name_again}{index}")
 
     async def behave(self, index: int, mood: str) -> None:
         await self.pool.actors[index].handle.behave.remote(mood)
@@ -252,6 +255,23 @@ async def test_restarts_are_bounded_and_the_last_error_names_the_engine_and_its_
             await rig.ask(1)
         with pytest.raises(RunFailedError, match="once more"):
             await asyncio.wait_for(rig.ask(1), 5)
+
+
+async def test_an_engine_whose_start_raises_is_named_with_what_it_raised():
+    rig = Rig(num=1, name="unfit")
+    expected = r"(?s)cannot start.*unfit0\.start.*MemoryError: no room for the weights\n.*log of unfit0"
+    with pytest.raises(ActorLostError, match=expected):
+        await rig.pool.start()
+
+
+async def test_a_replacement_whose_start_raises_is_a_restart_more():
+    rig = Rig(num=1, max_restarts=2)
+    rig.name_again = "unfit"
+    async with rig.running():
+        await rig.behave(0, "dies")
+        with pytest.raises(RunFailedError, match=r"(?s)once more.*2 restarts.*MemoryError"):
+            await rig.ask(1)
+    assert rig.created == [0, 0]
 
 
 async def test_a_replacement_serves_only_when_it_has_the_weights():
