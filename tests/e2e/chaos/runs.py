@@ -133,11 +133,21 @@ def _to_the_end(fault: Fault, folder: Path, result: Result) -> bool:
         (run_dir / FILLER).unlink(missing_ok=True)
     if not (folder / "struck").exists():
         result.problems.append("the fault did not strike")
-    result.problems += check_words(fault, "\n".join(texts))
+    was_needed = not _struck_after_the_last_step(folder)
+    result.problems += check_words(fault, "\n".join(texts), was_needed=was_needed)
     result.outcome = Outcome.SURVIVED
     if result.resumes:
         result.outcome = Outcome.RESUMED if fault.ends_driver else Outcome.SAID_SO
     return True
+
+
+def _struck_after_the_last_step(folder: Path) -> bool:
+    """All was learnt and pushed: only the last checkpoint and the end were left."""
+    struck = folder / "struck"
+    if not struck.exists():
+        return False
+    struck_at = float(struck.read_text().split()[1])
+    return struck_at > RunFolder(folder / "run").metrics.stat().st_mtime
 
 
 def _unexpected(fault: Fault, attempt: Attempt, *, number: int) -> list[str]:
