@@ -32,6 +32,8 @@ LOSS_RTOL = 1e-4
 # made twice are apart by a step of every weight.
 MOST_WEIGHT_DISTANCE = 0.02
 _TEACHERS = (Target.TEACHER, Target.TEACHER_CORE)
+ENGINES = (*_TEACHERS, Target.GENERATOR, Target.GENERATOR_CORE)
+"""Who has nothing to do after the last push; the learner and the disk have the last checkpoint."""
 # A heartbeat, a kill that waits for an end, a restart of the interpreter: on a machine that is shared.
 SLACK_S = 60.0 * PATIENCE
 
