@@ -322,6 +322,7 @@ class LearnerRank(Locatable):
         backend: str,
         address: str,
         bucket_bytes: int,
+        shared_memory: bool,
         timeout_s: float,
     ) -> tuple[WeightEndpoint, ...]:
         """On rank 0: make the sender of a group; returns where each receiver connects.
@@ -335,6 +336,7 @@ class LearnerRank(Locatable):
             backend=backend,
             address=address,
             bucket_bytes=bucket_bytes,
+            shared_memory=shared_memory,
             timeout_s=timeout_s,
         )
 

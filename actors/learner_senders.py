@@ -33,6 +33,7 @@ class WeightSenders:
         backend: str,
         address: str,
         bucket_bytes: int,
+        shared_memory: bool,
         timeout_s: float,
     ) -> tuple[WeightEndpoint, ...]:
         """Make the sender of a group anew; returns where each receiver connects."""
@@ -42,7 +43,11 @@ class WeightSenders:
         if which in self._senders:
             self._senders[which].close()
         self._senders[which] = WeightSender(
-            backend=backend, address=address, bucket_bytes=bucket_bytes, timeout_s=timeout_s
+            backend=backend,
+            address=address,
+            bucket_bytes=bucket_bytes,
+            shared_memory=shared_memory,
+            timeout_s=timeout_s,
         )
         return self._senders[which].listen(receivers)
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _Take = Callable[[torch.Tensor], object]
-"""Loads one tensor; the tensor may be kept."""
+"""Loads one tensor, which is valid until the next push: what a layer computes with must not lie in it."""
 
 
 class NotUnderstoodError(ValueError):
@@ -69,6 +69,8 @@ class _PartsOfLayer:
         weight_NK = _joined([parts[weight] for weight in weights])
         self.layer.weight = torch.nn.Parameter(weight_NK, requires_grad=False)
         cast("Any", self.layer.quant_method).process_weights_after_loading(self.layer)
+        if self.layer.weight.numel():  # not packed: the layer computes with the rows themselves
+            self.layer.weight.data = self.layer.weight.data.clone()
 
 
 class DirectLoader:

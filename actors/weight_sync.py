@@ -214,6 +214,7 @@ class RayWeightSync:
             backend=self._config.backend.value,
             address=self._address(),
             bucket_bytes=self._config.bucket_mib * _MIB,
+            shared_memory=self._config.shared_memory,
             timeout_s=self._timeout_s,
         )
         endpoints = (await self._joint("listen_for_receivers", "", [(first, listening)], {})).of_learners[0]

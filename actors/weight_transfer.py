@@ -1,9 +1,8 @@
 """Pushing weights from the learner into generators through vLLM's weight-transfer interface.
 
-The sender side. Two backends share each call: `cpu`, registered here, carries buckets by gloo;
-`nccl` is vLLM's own. A push runs as two calls at the same time, since both ends meet in the same
-broadcasts: `WeightSender.send(...)` on learner rank 0 and `Engine.update_weights(...)` on each
-generator.
+The sender side. Two backends share each call: `cpu`, registered here, carries buckets through shared memory
+or by gloo; `nccl` is vLLM's own. A push runs as two calls at the same time, since both ends meet in the same
+broadcasts: `WeightSender.send(...)` on learner rank 0 and `Engine.update_weights(...)` on each generator.
 
     endpoints = sender.listen(receivers)            # learner: a free port, known to the store
     sender.open()  ||  engine.init_weight_transfer(endpoint)      once, and after each failure
@@ -88,6 +87,7 @@ class WeightSender:
         address: str = "127.0.0.1",
         bucket_bytes: int = DEFAULT_BUCKET_BYTES,
         timeout_s: float = 300.0,
+        shared_memory: bool = True,
     ) -> None:
         """
         Args:
@@ -95,6 +95,7 @@ class WeightSender:
                 the same machine only.
             bucket_bytes: tensors travel in buckets of this size; two are held at a time.
             timeout_s: limit of each wait for the receivers.
+            shared_memory: for `cpu`: use memory that all receivers map, if all are on this machine.
         """
         if backend not in (CPU_BACKEND, NCCL_BACKEND):
             raise ValueError(f"WeightSender: backend is {backend!r}; expected 'cpu' or 'nccl'")
@@ -102,6 +103,7 @@ class WeightSender:
         self._address = address
         self._bucket_bytes = bucket_bytes
         self._timeout_s = timeout_s
+        self._shared_memory = shared_memory
         self._channel: Channel | None = None
         self._is_open = False
 
@@ -130,6 +132,7 @@ class WeightSender:
                 world_size=world_size,
                 timeout_s=self._timeout_s,
                 listener=listener,
+                shared_memory=self._shared_memory,
             )
             self._channel = GlooChannel(group, names, self._bucket_bytes)
         else:

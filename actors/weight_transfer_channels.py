@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -9,13 +10,8 @@ from typing import Protocol
 
 import torch
 
-from actors.weight_transfer_group import (
-    TRAILER_BYTES,
-    TransferGroup,
-    TransferLostError,
-    bucket_view,
-    plan_buckets,
-)
+from actors.weight_transfer_buckets import Bucket, bucket_view, plan_buckets, send_buckets
+from actors.weight_transfer_group import TRAILER_BYTES, TransferGroup, TransferLostError
 from trd_ray.errors import (
     ActorTimeoutError,
     MissingDependencyError,
@@ -24,6 +20,8 @@ from trd_ray.errors import (
     describe,
 )
 from trd_ray.weights import WeightChecksum, WeightManifest, copy_canonical
+
+logger = logging.getLogger(__name__)
 
 
 class Channel(Protocol):
@@ -39,7 +37,7 @@ class Channel(Protocol):
 
 
 class GlooChannel:
-    """Buckets by gloo broadcast, the last bucket on its way while the next is filled."""
+    """Buckets through shared memory or by gloo, the last on its way while the next is filled."""
 
     def __init__(self, group: TransferGroup, names: dict[int, str], bucket_bytes: int) -> None:
         self._group = group
@@ -51,6 +49,9 @@ class GlooChannel:
             self._group.connect()
         except TimeoutError as error:
             raise self._timeout("joining the transfer group", self._group.missing()) from error
+        if self._group.memory is None:
+            apart = [self._names[rank] for rank in self._group.apart()]
+            logger.info("weights travel by gloo; cannot map this process's memory: %s", apart or "not asked")
 
     def send(
         self, tensors: Iterator[tuple[str, torch.Tensor]], manifest: WeightManifest, policy_version: int
@@ -62,7 +63,7 @@ class GlooChannel:
             raise self._failure(culprits, push, "beginning the push")
         checksum = WeightChecksum()
         try:
-            self._broadcast_buckets(tensors, manifest, checksum)
+            self._send_buckets(tensors, manifest, checksum)
             trailer = policy_version.to_bytes(TRAILER_BYTES - 32, "little") + checksum.digest()
             group.finish(group.broadcast(torch.frombuffer(bytearray(trailer), dtype=torch.uint8)))
         except TransferLostError as error:
@@ -72,27 +73,17 @@ class GlooChannel:
             raise self._failure(group.give_up(push), push, "loading the push")
         return checksum
 
-    def _broadcast_buckets(
+    def _send_buckets(
         self, tensors: Iterator[tuple[str, torch.Tensor]], manifest: WeightManifest, checksum: WeightChecksum
     ) -> None:
-        buckets = plan_buckets(manifest, self._bucket_bytes)
-        largest = max((bucket.num_bytes for bucket in buckets), default=0)
-        buffers = [torch.empty(largest, dtype=torch.uint8) for _ in range(2)]
-        works: list[torch.distributed.Work | None] = [None, None]
-        for index, bucket in enumerate(buckets):
-            work = works[index % 2]
-            if work is not None:
-                self._group.finish(work)
-            buffer = buffers[index % 2][: bucket.num_bytes]
+        def fill(bucket: Bucket, buffer: torch.Tensor) -> None:
             for entry in bucket.entries:
                 name, tensor = next(tensors)
                 view = bucket_view(buffer, entry)
                 copy_canonical(tensor, view)
                 checksum.add_canonical(name, view)
-            works[index % 2] = self._group.broadcast(buffer)
-        for work in (works[len(buckets) % 2], works[(len(buckets) + 1) % 2]):
-            if work is not None:
-                self._group.finish(work)
+
+        send_buckets(self._group, plan_buckets(manifest, self._bucket_bytes), fill)
         # The sender's check raises here if there are more tensors than the manifest says.
         next(tensors, None)
 

@@ -1,7 +1,7 @@
 """The process group that carries a push between the learner and the generators on CPUs.
 
-Rank 0 is the learner. Bytes travel by gloo broadcasts, which ranks hand on to each other, so a rank
-that stops also stops ranks behind it. The store beside the group therefore carries a line of
+Rank 0 is the learner. What travels, travels by gloo broadcasts, which ranks hand on to each other, so a
+rank that stops also stops ranks behind it. The store beside the group therefore carries a line of
 progress a rank, and whether rank 0 has given a push up: then each rank that is alive says so, and
 the one that is silent is the culprit. Needs torch only, so that a learner never imports vLLM.
 """
@@ -12,17 +12,14 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed
 
-from trd_ray.weights import TensorSpec, WeightManifest
+from actors.weight_transfer_memory import SharedMemory
 
-ALIGNMENT = 64
-"""Bytes to which each tensor of a bucket is aligned, so that a view of any dtype is legal."""
 TRAILER_BYTES = 40
 """The policy version (8 bytes, little-endian) and the checksum (32) that end a push."""
 _c10d: Any = torch.distributed  # torch leaves its stores and process groups untyped
@@ -35,52 +32,12 @@ _MAX_GRACE_S = 5.0
 _DONE = "done"
 _ERROR = "error: "
 _LOST = "lost: "
+_MEMORY, _CARRIER = "memory", "carrier"
+_SHARES, _APART = "shares", "apart"
 
 
 class TransferLostError(RuntimeError):
     """A broadcast ended without its bytes: a peer is gone or late, or the push was given up."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BucketEntry:
-    """Where one tensor lies in a bucket."""
-
-    spec: TensorSpec
-    offset: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Bucket:
-    """Consecutive tensors of a manifest that travel as one buffer."""
-
-    entries: tuple[BucketEntry, ...]
-    num_bytes: int
-
-
-def plan_buckets(manifest: WeightManifest, bucket_bytes: int) -> tuple[Bucket, ...]:
-    """Cut a manifest into buckets of at most `bucket_bytes`; a larger tensor gets one of its own.
-
-    Both ends call this with the same arguments, so that the cuts need not be sent.
-    """
-    buckets: list[Bucket] = []
-    entries: list[BucketEntry] = []
-    end = 0
-    for spec in manifest.tensors:
-        offset = -(-end // ALIGNMENT) * ALIGNMENT
-        if entries and offset + spec.num_bytes > bucket_bytes:
-            buckets.append(Bucket(entries=tuple(entries), num_bytes=end))
-            entries, offset = [], 0
-        entries.append(BucketEntry(spec=spec, offset=offset))
-        end = offset + spec.num_bytes
-    if entries:
-        buckets.append(Bucket(entries=tuple(entries), num_bytes=end))
-    return tuple(buckets)
-
-
-def bucket_view(buffer: torch.Tensor, entry: BucketEntry) -> torch.Tensor:
-    """Return the tensor of `entry` as a view of the bucket `buffer` (uint8, flat)."""
-    raw = buffer[entry.offset : entry.offset + entry.spec.num_bytes]
-    return raw.view(entry.spec.torch_dtype).view(entry.spec.shape)
 
 
 def listen_on(address: str) -> socket.socket:
@@ -112,8 +69,13 @@ class TransferGroup:
         world_size: int,
         timeout_s: float,
         listener: socket.socket | None = None,
+        shared_memory: bool = True,
     ) -> None:
-        """Create the store (rank 0, on `listener`) or connect to it. Does not wait for others."""
+        """Create the store (rank 0, on `listener`) or connect to it. Does not wait for others.
+
+        Args:
+            shared_memory: for rank 0: offer it; it is used if all receivers can map it.
+        """
         self.rank = rank
         self.world_size = world_size
         self.timeout_s = timeout_s
@@ -121,6 +83,8 @@ class TransferGroup:
         self._port = port
         self._num_pushes = 0
         self._gloo: Any = None
+        self.memory: SharedMemory | None = None
+        """Carries the buckets, once connected; None if gloo does."""
         # The store takes over the descriptor of the listener.
         descriptor = None if listener is None else listener.detach()
         self._store = _c10d.TCPStore(
@@ -132,6 +96,9 @@ class TransferGroup:
             wait_for_workers=False,
             master_listen_fd=descriptor,
         )
+        if rank == 0:
+            self.memory = SharedMemory.create() if shared_memory else None
+            self._store.set(_MEMORY, self.memory.ticket if self.memory else "")
 
     def connect(self) -> None:
         """Join the broadcast group; returns when every rank has joined.
@@ -139,11 +106,14 @@ class TransferGroup:
         Raises:
             TimeoutError: ranks are missing after `timeout_s`; `missing` names them.
         """
-        self._store.set(f"joined/{self.rank}", "1")
         if self.rank == 0:
-            joined = [f"joined/{rank}" for rank in range(self.world_size)]
+            joined = [f"joined/{rank}" for rank in range(1, self.world_size)]
             if not self._await(lambda: bool(self._store.check(joined))):
                 raise TimeoutError(f"ranks {self.missing()} did not join in {self.timeout_s} s")
+        else:
+            ticket = self._store.get(_MEMORY).decode()
+            self.memory = SharedMemory.find(ticket) if ticket else None
+            self._store.set(f"joined/{self.rank}", _APART if self.memory is None else _SHARES)
         gloo = _c10d.ProcessGroupGloo
         options = gloo._Options()
         own_address = local_address_towards(self._address, self._port)
@@ -156,6 +126,24 @@ class TransferGroup:
         except RuntimeError as error:
             raise TimeoutError(f"rank {self.rank} did not connect: timed out, {error}") from error
         self._store.set(f"connected/{self.rank}", "1")
+        self._agree_on_memory()
+
+    def _agree_on_memory(self) -> None:
+        """All use it or none: a receiver elsewhere needs the bytes, and hands them on."""
+        if self.rank == 0:
+            self._store.set(_CARRIER, _APART if self.memory is None or self.apart() else _SHARES)
+        if self._store.get(_CARRIER).decode() == _APART:
+            self._drop_memory()
+
+    def apart(self) -> list[int]:
+        """Return the receivers that joined and cannot map rank 0's memory."""
+        ranks = range(1, self.world_size)
+        return [rank for rank in ranks if self._store.get(f"joined/{rank}").decode() == _APART]
+
+    def _drop_memory(self) -> None:
+        memory, self.memory = self.memory, None
+        if memory is not None:
+            memory.close()
 
     def _await(self, condition: Callable[[], bool], limit_s: float | None = None) -> bool:
         """Ask again and again until the condition holds or the limit has passed; whether it holds."""
@@ -283,6 +271,7 @@ class TransferGroup:
 
     def close(self) -> None:
         """Drop the connections without waiting for broadcasts that are stuck. The store goes with rank 0."""
+        self._drop_memory()
         gloo, self._gloo = self._gloo, None
         if gloo is not None:
             # gloo ends a broadcast that waits for a stopped peer at its time limit, not before.

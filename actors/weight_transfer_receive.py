@@ -11,14 +11,8 @@ from contextlib import contextmanager
 
 import torch
 
-from actors.weight_transfer_group import (
-    TRAILER_BYTES,
-    Bucket,
-    TransferGroup,
-    TransferLostError,
-    bucket_view,
-    plan_buckets,
-)
+from actors.weight_transfer_buckets import Bucket, bucket_view, plan_buckets, receive_buckets
+from actors.weight_transfer_group import TRAILER_BYTES, TransferGroup, TransferLostError
 from trd_ray.weights import WeightChecksum, WeightManifest
 
 logger = logging.getLogger(__name__)
@@ -32,9 +26,9 @@ def receiving(
 ) -> Iterator[NamedTensors]:
     """Take part in one push. Gives the tensors as they arrive; the block must take them all.
 
-    Each may be kept: its memory is not used again. After the block the version and the checksum are
-    compared with the sender's, who then hears that this rank is done, or why it is not. After any error
-    the group is closed, since the ends disagree about what comes next.
+    Each is valid until the next push begins, and must not be written to. After the block the version and
+    the checksum are compared with the sender's, who then hears that this rank is done, or why it is not.
+    After any error the group is closed, since the ends disagree about what comes next.
 
     Raises:
         TransferLostError: the bytes did not come.
@@ -61,19 +55,9 @@ def receiving(
 def _arriving(
     group: TransferGroup, push: int, buckets: tuple[Bucket, ...], checksum: WeightChecksum
 ) -> NamedTensors:
-    """Yield the tensors of each bucket, the next one on its way meanwhile."""
-
-    def begin(bucket: Bucket) -> tuple[torch.Tensor, torch.distributed.Work]:
-        # Each bucket gets its own buffer: a loader may keep the tensors of a layer until it is whole.
-        buffer = torch.empty(bucket.num_bytes, dtype=torch.uint8)
-        return buffer, group.broadcast(buffer)
-
-    pending = begin(buckets[0]) if buckets else None
-    for index, bucket in enumerate(buckets, start=1):
-        assert pending is not None
-        buffer, work = pending
-        group.finish(work)
-        pending = begin(buckets[index]) if index < len(buckets) else None
+    """Yield the tensors of each bucket as it arrives."""
+    arrived = receive_buckets(group, buckets)
+    for index, (bucket, buffer) in enumerate(zip(buckets, arrived, strict=True), start=1):
         for entry in bucket.entries:
             tensor = bucket_view(buffer, entry)
             checksum.add_canonical(entry.spec.name, tensor)

@@ -108,7 +108,7 @@ class CpuUpdateInfo(WeightTransferUpdateInfo):
 
 
 class CpuWeightTransferEngine(WeightTransferEngine[CpuInitInfo, CpuUpdateInfo]):
-    """Receives buckets by gloo and loads them layer by layer."""
+    """Receives buckets and loads them layer by layer."""
 
     init_info_cls = CpuInitInfo
     update_info_cls = CpuUpdateInfo
@@ -160,7 +160,8 @@ class CpuWeightTransferEngine(WeightTransferEngine[CpuInitInfo, CpuUpdateInfo]):
         # CPU layers keep packed weights, which a plain load could not replace.
         initialize_layerwise_reload(self.model)
         self._is_open = True
-        return cast("Any", self.model).load_weights  # type: ignore[no-any-return]
+        # A loader of vLLM's may keep what it is given, and the memory is used again by the next push.
+        return lambda tensors: cast("Any", self.model).load_weights((n, t.clone()) for n, t in tensors)
 
     def update_weights(self, update_info: dict[str, object]) -> None:
         """Receive and load one push. The base class would synchronise an accelerator here."""
@@ -178,7 +179,6 @@ class CpuWeightTransferEngine(WeightTransferEngine[CpuInitInfo, CpuUpdateInfo]):
         if self._group is None:
             raise RuntimeError("weights were sent before init_weight_transfer_engine")
         manifest = update_info.manifest()
-        expected = {name for name, _ in self.model.named_parameters()}
         finished = False
         try:
             with receiving(
@@ -189,15 +189,18 @@ class CpuWeightTransferEngine(WeightTransferEngine[CpuInitInfo, CpuUpdateInfo]):
             ) as tensors:
                 # One call for all: each walks over the whole model before it loads the first tensor.
                 loaded = self._loader(manifest)(tensors)
-                if self._is_open and (missing := sorted(expected - loaded)):
-                    raise RuntimeError(
-                        f"the push left out {len(missing)} parameters, the first is {missing[0]}"
-                    )
+                if self._is_open:
+                    self._require_all(loaded)
             finished = True
         finally:
             if not finished:
                 self._group = None  # closed with the error
                 self.finish_weight_update()
+
+    def _require_all(self, loaded: set[str]) -> None:
+        expected = {name for name, _ in self.model.named_parameters()}
+        if missing := sorted(expected - loaded):
+            raise RuntimeError(f"the push left out {len(missing)} parameters, the first is {missing[0]}")
 
     def shutdown(self) -> None:
         """Leave the group; the engine goes on serving."""

@@ -178,7 +178,7 @@ class SyncBackend(StrEnum):
     """Transport of the weights from learner to generators, by its name in vLLM's registry."""
 
     CPU = "cpu"
-    """Our own: broadcast over gloo, loaded through vLLM's layerwise reload."""
+    """Our own: shared memory or gloo; loaded layer by layer."""
     NCCL = "nccl"
     """vLLM's own, for GPUs."""
 

@@ -608,6 +608,10 @@ class WeightSyncConfig:
     bucket_mib: int = 8
     """Weights sent at once, in MiB; while one bucket travels the next is filled and the last is loaded.
     8 stays in a CPU's cache. 1 or more."""
+    shared_memory: bool = True
+    """With the backend `cpu`, where learner and engines are on one machine: the weights pass through memory
+    that all of them map, one more copy of the weights on the machine. `false`: through sockets, as between
+    machines."""
     verify_every: int = 20
     """Read the engines' weights back and compare them with the learner's after the first push to them and
     each so many-th from there: 1 each, 0 never. What travels is compared by checksum at every push; this

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from trd_ray.choices import Device, DType, ScoreMethod, TeacherWeights
+from trd_ray.choices import Device, DType, ScoreMethod, SyncBackend, TeacherWeights
 from trd_ray.config import EngineConfig, LearnerConfig, LoraConfig, TeacherConfig, TrdConfig
 from trd_ray.kv_cache import BYTES, KvRoom, kv_room
 from trd_ray.model_files import ModelFacts
@@ -83,7 +83,7 @@ class RoleMemory:
 def memory_plan(config: TrdConfig, *, student: ModelFacts, teacher: ModelFacts) -> tuple[RoleMemory, ...]:
     """Memory of one actor of each role; roles that the method does without are left out."""
     device_bytes = int(config.placement.device_memory_gib * _GIB)
-    held = _learner_teacher_parts(config, teacher)
+    held = _learner_teacher_parts(config, teacher) | _shared_parts(config, student, teacher)
     full = config.method.scores and not config.teacher.score.by_engine
     learner = learner_parts(config.learner, student, teacher_logits=full) | held
     generator = _with_engine(
@@ -207,6 +207,17 @@ def _learner_teacher_parts(config: TrdConfig, teacher: ModelFacts) -> dict[str, 
         where = "" if scores else " (first rank)"
         parts[f"moving teacher in float32{where}"] = teacher.num_parameters * _FLOAT32_BYTES
     return parts
+
+
+def _shared_parts(config: TrdConfig, student: ModelFacts, teacher: ModelFacts) -> dict[str, int]:
+    """The memory through which a push goes on one machine, in the engines' format."""
+    shares = config.weight_sync.backend is SyncBackend.CPU and config.weight_sync.shared_memory
+    if not shares or config.learner.device is not Device.CPU:  # beside GPUs it is host memory
+        return {}
+    size = student.num_parameters * BYTES[config.generator.engine.dtype]
+    if config.pushes_teacher:
+        size += teacher.num_parameters * BYTES[config.teacher.engine.dtype]
+    return {"weights shared with engines (first rank)": size}
 
 
 def _scorer_parts(teacher: TeacherConfig, facts: ModelFacts) -> dict[str, int]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache, cached_property
 from math import prod
 
 import torch
@@ -21,9 +22,9 @@ _DEVICE_NUMEL = 1 << 22
 """Elements brought from an accelerator at once."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class TensorSpec:
-    """One tensor of a push, as it travels."""
+    """One tensor of a push, as it travels. Asked for each tensor of each push: what it computes, it keeps."""
 
     name: str
     dtype: str
@@ -34,17 +35,17 @@ class TensorSpec:
         if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
             raise ValueError(f"TensorSpec: {self.name} has dtype {self.dtype!r}; expected a torch dtype name")
 
-    @property
+    @cached_property
     def torch_dtype(self) -> torch.dtype:
         dtype = getattr(torch, self.dtype)
         assert isinstance(dtype, torch.dtype)
         return dtype
 
-    @property
+    @cached_property
     def numel(self) -> int:
         return prod(self.shape)
 
-    @property
+    @cached_property
     def num_bytes(self) -> int:
         return self.numel * self.torch_dtype.itemsize
 
@@ -148,13 +149,18 @@ def copy_canonical(source: torch.Tensor, into: torch.Tensor) -> None:
     an engine that keeps its weights packed can only give them back as such.
     """
     if source.dtype.is_floating_point and source.device.type == "cpu":
-        limits = torch.finfo(source.dtype)
-        # One pass over the values, as fast as a plain copy. The bound is the largest subnormal.
-        torch.ops.aten.hardshrink.out(source.detach(), limits.tiny * (1 - limits.eps), out=into)
+        # One pass over the values, nearly as fast as a plain copy.
+        torch.ops.aten.hardshrink.out(source.detach(), _largest_subnormal(source.dtype), out=into)
     else:
         into.copy_(source.detach())
         if source.dtype.is_floating_point:
             into.masked_fill_(into.abs() < torch.finfo(source.dtype).tiny, 0.0)
+
+
+@cache
+def _largest_subnormal(dtype: torch.dtype) -> float:
+    limits = torch.finfo(dtype)
+    return limits.tiny * (1 - limits.eps)
 
 
 def checksum_named(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:

@@ -16,9 +16,10 @@ import torch
 from actors.engine import Engine, EngineOptions, SamplingOptions
 from actors.engine_options import sampling_params
 from actors.weight_transfer import Receiver, WeightSender
+from actors.weight_transfer_memory import SharedMemory
 from tests.tiny_models import make_tiny_model
 from trd_ray.types import Completion
-from trd_ray.weights import WeightManifest
+from trd_ray.weights import WeightManifest, checksum_named
 
 pytest.importorskip("vllm")
 
@@ -166,11 +167,30 @@ def test_nothing_cached_from_before_a_push_is_read_after_it(rig: Rig) -> None:
         assert made_by(rig.models[model], CACHED_PROMPT, completion).all()
 
 
+def kept_memories(monkeypatch: pytest.MonkeyPatch) -> list[SharedMemory]:
+    """Filled with what senders make from now on."""
+    made: list[SharedMemory] = []
+    create = SharedMemory.create
+
+    def keep() -> SharedMemory | None:
+        memory = create()
+        assert memory is not None
+        made.append(memory)
+        return memory
+
+    monkeypatch.setattr(SharedMemory, "create", keep)
+    return made
+
+
 @pytest.mark.parametrize("kind", ["qwen2", "gemma2"])
 def test_models_with_biases_an_untied_head_or_other_norms_take_whole_pushes(
-    kind: str, tmp_path: Path
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """qwen2 has biases in fused layers and here a head of its own; gemma2 has other norms."""
+    """qwen2 has biases in fused layers and here a head of its own; gemma2 has other norms.
+
+    What they compute with is theirs: the memory that a push came through is overwritten after it.
+    """
+    memories = kept_memories(monkeypatch)
     tied = kind == "gemma2"
     make_tiny_model(tmp_path, kind, hidden_size=64, head_dim=32, tie_word_embeddings=tied)
     model = load_model(tmp_path)
@@ -184,6 +204,9 @@ def test_models_with_biases_an_untied_head_or_other_norms_take_whole_pushes(
                 for parameter in model.parameters():
                     parameter.add_(0.05 * torch.randn_like(parameter))
             await push(sender, (engine,), model, version)
+            num_bytes = WeightManifest.of(model.named_parameters()).num_bytes
+            memories[0].write(num_bytes).fill_(255)  # not a number, in all formats
+            assert await engine.weight_checksum() == checksum_named(model.named_parameters())
         return await engine.generate(PROMPT, greedy(20), "after")
 
     async def whole() -> Completion:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
 
 from actors.weight_transfer import Receiver, WeightEndpoint, WeightSender, checked
-from actors.weight_transfer_group import TRAILER_BYTES, TransferGroup, bucket_view, plan_buckets
+from actors.weight_transfer_buckets import bucket_view, plan_buckets, receive_buckets
+from actors.weight_transfer_group import TRAILER_BYTES, TransferGroup
+from actors.weight_transfer_memory import SharedMemory
 from trd_ray.errors import ActorTimeoutError, WeightSyncError
 from trd_ray.weights import TensorSpec, WeightChecksum, WeightManifest, checksum_named
 
@@ -37,9 +41,8 @@ def receive(group: TransferGroup, manifest: WeightManifest, bucket_bytes: int) -
     group.report(push, "0")
     received = {}
     checksum = WeightChecksum()
-    for bucket in plan_buckets(manifest, bucket_bytes):
-        buffer = torch.empty(bucket.num_bytes, dtype=torch.uint8)
-        group.finish(group.broadcast(buffer))
+    buckets = plan_buckets(manifest, bucket_bytes)
+    for bucket, buffer in zip(buckets, receive_buckets(group, buckets), strict=True):
         for entry in bucket.entries:
             received[entry.spec.name] = bucket_view(buffer, entry)
             checksum.add_canonical(entry.spec.name, received[entry.spec.name])
@@ -50,6 +53,11 @@ def receive(group: TransferGroup, manifest: WeightManifest, bucket_bytes: int) -
     return received
 
 
+@pytest.fixture(params=[True, False], ids=["memory", "gloo"])
+def shared_memory(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
 def open_group(sender: WeightSender, pool: ThreadPoolExecutor, names: tuple[str, ...]) -> list[TransferGroup]:
     endpoints = sender.listen([Receiver(name=name) for name in names])
     joining = [pool.submit(join, endpoint) for endpoint in endpoints]
@@ -57,11 +65,13 @@ def open_group(sender: WeightSender, pool: ThreadPoolExecutor, names: tuple[str,
     return [future.result() for future in joining]
 
 
-def test_a_push_reaches_all_receivers_bit_by_bit() -> None:
+def test_a_push_reaches_all_receivers_bit_by_bit(shared_memory: bool) -> None:
     manifest = WeightManifest.of(TENSORS)
-    sender = WeightSender(timeout_s=20, bucket_bytes=256)  # the third tensor alone is larger
+    # The third tensor alone is larger than a bucket.
+    sender = WeightSender(timeout_s=20, bucket_bytes=256, shared_memory=shared_memory)
     with ThreadPoolExecutor(4) as pool:
         groups = open_group(sender, pool, ("first", "second"))
+        assert all((group.memory is not None) is shared_memory for group in groups)
         for version in (1, 2):
             receiving = [pool.submit(receive, group, manifest, 256) for group in groups]
             report = sender.send(iter(TENSORS), manifest, version)
@@ -74,6 +84,54 @@ def test_a_push_reaches_all_receivers_bit_by_bit() -> None:
         sender.close()
         for group in groups:
             group.close()
+
+
+def test_one_receiver_elsewhere_makes_gloo_carry_the_bytes_and_is_named_in_the_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    manifest = WeightManifest.of(TENSORS)
+    sender = WeightSender(timeout_s=20, bucket_bytes=256)
+    find = SharedMemory.find
+    asked = iter(["here", "elsewhere"])
+    monkeypatch.setattr(SharedMemory, "find", lambda ticket: find(ticket) if next(asked) == "here" else None)
+    with caplog.at_level("INFO"), ThreadPoolExecutor(4) as pool:
+        groups = open_group(sender, pool, ("first", "second"))
+        assert [group.memory for group in groups] == [None, None]
+        receiving = [pool.submit(receive, group, manifest, 256) for group in groups]
+        sender.send(iter(TENSORS), manifest, 1)
+        for future in receiving:
+            assert all(torch.equal(future.result()[name], tensor) for name, tensor in TENSORS)
+    sender.close()
+    assert re.search(r"weights travel by gloo.*\['(first|second)'\]", caplog.text)
+
+
+def test_shared_memory_grows_and_outlives_both_its_ends() -> None:
+    sending = SharedMemory.create()
+    assert sending is not None
+    receiving = SharedMemory.find(sending.ticket)
+    assert receiving is not None
+    with pytest.raises(ValueError, match="length"):
+        receiving.read(10)  # nothing there yet: refused, where a plain read of the map would kill
+    sending.write(10).fill_(3)
+    small = receiving.read(10)
+    sending.write(5000).fill_(4)
+    large = receiving.read(5000)
+    sending.close()
+    receiving.close()
+    assert small.tolist() == [4] * 10 and large.tolist() == [4] * 5000
+
+
+def test_shared_memory_is_not_found_by_a_ticket_of_another_process_or_name(tmp_path: Path) -> None:
+    memory = SharedMemory.create()
+    assert memory is not None
+    process, descriptor, name = memory.ticket.split()
+    with (tmp_path / "other").open("w") as other:
+        assert SharedMemory.find(f"{process} {other.fileno()} {name}") is None
+    assert SharedMemory.find(f"{process} {descriptor} {name[::-1]}") is None
+    assert SharedMemory.find(f"{2**22 + 1} {descriptor} {name}") is None
+    ticket = memory.ticket
+    memory.close()
+    assert SharedMemory.find(ticket) is None
 
 
 def test_tensors_are_cast_to_the_dtype_of_the_manifest() -> None:

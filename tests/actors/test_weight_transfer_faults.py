@@ -60,6 +60,7 @@ def orders(version: int, halt: Halt = Halt.NEVER, number: int = signal.SIGSTOP) 
     )
 
 
+@pytest.mark.parametrize("shared_memory", [True, False], ids=["memory", "gloo"])
 @pytest.mark.parametrize(
     ("halt", "number"),
     [
@@ -72,12 +73,12 @@ def orders(version: int, halt: Halt = Halt.NEVER, number: int = signal.SIGSTOP) 
     ],
 )
 def test_the_receiver_that_halts_is_named_and_the_others_take_the_next_push(
-    survivors: list[ReceiverProcess], victim: ReceiverProcess, halt: Halt, number: int
+    survivors: list[ReceiverProcess], victim: ReceiverProcess, halt: Halt, number: int, shared_memory: bool
 ) -> None:
     living = {f"generator-{index}": process for index, process in enumerate(survivors)}
     # The first of gloo's tree: others get their bytes from it.
     everyone = {"culprit": victim, **living}
-    sender = WeightSender(timeout_s=TIMEOUT_S, bucket_bytes=BUCKET_BYTES)
+    sender = WeightSender(timeout_s=TIMEOUT_S, bucket_bytes=BUCKET_BYTES, shared_memory=shared_memory)
     open_group(sender, everyone)
     if halt is Halt.NEVER:
         victim.signal(number)

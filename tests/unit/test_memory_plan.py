@@ -82,6 +82,16 @@ def test_roles_hold_what_the_method_needs():
     assert not any("teacher" in part for part in sft["learner"])
 
 
+def test_a_push_on_one_machine_has_memory_of_its_own_in_the_engines_format():
+    part = "weights shared with engines (first rank)"
+    engine = EngineConfig(dtype=DType.BFLOAT16)
+    config = TrdConfig(generator=GeneratorConfig(engine=engine))
+    learner = memory_plan(config, student=QWEN_17B, teacher=QWEN_8B)[0]
+    assert learner.parts[part] == QWEN_17B.num_parameters * 2
+    sockets = replace(config, weight_sync=WeightSyncConfig(shared_memory=False))
+    assert part not in memory_plan(sockets, student=QWEN_17B, teacher=QWEN_8B)[0].parts
+
+
 def test_vllm_fills_a_gpu_itself():
     engine = EngineConfig(device=Device.CUDA, tensor_parallel_size=2)
     config = TrdConfig(

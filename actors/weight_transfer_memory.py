@@ -1,0 +1,80 @@
+"""Memory that the sender of a push shares with the receivers on its machine.
+
+It is a file without a name (memfd_create), which receivers find through the sender's entry in /proc. So
+nothing is left behind, however a process ends, and the size of /dev/shm, small in containers, sets no limit.
+Another user's processes cannot open it. The sender writes; receivers map it for reading only.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import secrets
+import warnings
+
+import torch
+
+
+class SharedMemory:
+    """One end of it. It only grows, so that no receiver ever reads beyond its end."""
+
+    def __init__(self, descriptor: int, ticket: str) -> None:
+        self._descriptor = descriptor
+        self.ticket = ticket
+        """What `find` needs."""
+        self._mapped: torch.Tensor | None = None
+
+    @classmethod
+    def create(cls) -> SharedMemory | None:
+        """The sender's end, empty; None where the system has no such memory."""
+        if not hasattr(os, "memfd_create"):
+            return None
+        # By this name a receiver knows that it has found this memory, and not another process's file.
+        name = f"trd-ray-weights-{secrets.token_hex(16)}"
+        descriptor = os.memfd_create(name, os.MFD_CLOEXEC)
+        return cls(descriptor, f"{os.getpid()} {descriptor} {name}")
+
+    @classmethod
+    def find(cls, ticket: str) -> SharedMemory | None:
+        """A receiver's end; None if the sender is on another machine or in another container."""
+        process, descriptor, name = ticket.split()
+        path = f"/proc/{process}/fd/{descriptor}"
+        try:
+            if os.readlink(path) != f"/memfd:{name} (deleted)":
+                return None
+            return cls(os.open(path, os.O_RDONLY | os.O_CLOEXEC), ticket)
+        except OSError:
+            return None
+
+    def write(self, num_bytes: int) -> torch.Tensor:
+        """On the sender: the first bytes as a flat uint8 tensor."""
+        if os.fstat(self._descriptor).st_size < num_bytes:
+            os.ftruncate(self._descriptor, num_bytes)
+        return self._map(num_bytes, mmap.PROT_READ | mmap.PROT_WRITE)
+
+    def read(self, num_bytes: int) -> torch.Tensor:
+        """On a receiver: the same; it must not be written to.
+
+        Raises:
+            ValueError: the sender has not made it so large.
+        """
+        return self._map(num_bytes, mmap.PROT_READ)
+
+    def _map(self, num_bytes: int, protection: int) -> torch.Tensor:
+        if num_bytes == 0:
+            return torch.empty(0, dtype=torch.uint8)
+        # Kept from push to push: to map it anew costs a page fault for each 4 KiB.
+        if self._mapped is None or len(self._mapped) < num_bytes:
+            mapped = mmap.mmap(self._descriptor, num_bytes, mmap.MAP_SHARED, protection)
+            with warnings.catch_warnings():
+                # torch warns of memory that cannot be written to; the kernel would stop who tried.
+                warnings.simplefilter("ignore", UserWarning)
+                self._mapped = torch.frombuffer(mapped, dtype=torch.uint8)
+        return self._mapped[:num_bytes]
+
+    def close(self) -> None:
+        """Give up this end; tensors that were given out stay valid. Safe to call again."""
+        self._mapped = None
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
