@@ -21,7 +21,7 @@ from torch import Tensor
 from actors.environment_deepspeed import deepspeed_config, set_learner_environment, skip_shared_memory_op
 from actors.learner_meeting import Meeting, gather_values
 from actors.learner_offload import change_residence
-from actors.learner_senders import WeightSenders, Which
+from actors.learner_senders import SenderOptions, WeightSenders, Which
 from actors.learner_state import load_engine, load_random, save_adapters, save_engine, save_random
 from actors.learner_weights import GATHER_BUCKET_BYTES, gathered_weights, manifest_of
 from actors.members import Locatable
@@ -315,30 +315,14 @@ class LearnerRank(Locatable):
         )
 
     def listen_for_receivers(
-        self,
-        which: str,
-        receivers: Sequence[Receiver],
-        *,
-        backend: str,
-        address: str,
-        bucket_bytes: int,
-        shared_memory: bool,
-        timeout_s: float,
+        self, which: str, receivers: Sequence[Receiver], options: SenderOptions
     ) -> tuple[WeightEndpoint, ...]:
         """On rank 0: make the sender of a group; returns where each receiver connects.
 
         Args:
             which: `student` for generators, `teacher` for teachers.
         """
-        return self._senders.listen(
-            Which(which),
-            receivers,
-            backend=backend,
-            address=address,
-            bucket_bytes=bucket_bytes,
-            shared_memory=shared_memory,
-            timeout_s=timeout_s,
-        )
+        return self._senders.listen(Which(which), receivers, options)
 
     def connect_receivers(self, which: str) -> None:
         """On rank 0: wait until all receivers have joined, which they do at the same time."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,17 @@ class Which(StrEnum):
     """To the teachers' engines, where the teacher's weights move."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class SenderOptions:
+    """How a sender sends; as `WeightSender` has them."""
+
+    backend: str
+    address: str
+    bucket_bytes: int
+    shared_memory: bool
+    timeout_s: float
+
+
 class WeightSenders:
     """At most one open sender a group. On rank 0 alone."""
 
@@ -26,15 +38,7 @@ class WeightSenders:
         self._senders: dict[Which, WeightSender] = {}
 
     def listen(
-        self,
-        which: Which,
-        receivers: Sequence[Receiver],
-        *,
-        backend: str,
-        address: str,
-        bucket_bytes: int,
-        shared_memory: bool,
-        timeout_s: float,
+        self, which: Which, receivers: Sequence[Receiver], options: SenderOptions
     ) -> tuple[WeightEndpoint, ...]:
         """Make the sender of a group anew; returns where each receiver connects."""
         # Imported here, so that a rank that pushes nothing does not load it.
@@ -43,11 +47,11 @@ class WeightSenders:
         if which in self._senders:
             self._senders[which].close()
         self._senders[which] = WeightSender(
-            backend=backend,
-            address=address,
-            bucket_bytes=bucket_bytes,
-            shared_memory=shared_memory,
-            timeout_s=timeout_s,
+            backend=options.backend,
+            address=options.address,
+            bucket_bytes=options.bucket_bytes,
+            shared_memory=options.shared_memory,
+            timeout_s=options.timeout_s,
         )
         return self._senders[which].listen(receivers)
 

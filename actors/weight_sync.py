@@ -16,7 +16,7 @@ from typing import Any
 from actors.calls import call
 from actors.joint_call import JointResult, joint_call
 from actors.learner_group import all_ranks
-from actors.learner_senders import Which
+from actors.learner_senders import SenderOptions, Which
 from actors.members import Member, NamedActor
 from actors.pool import EnginePool
 from actors.weight_transfer import Receiver
@@ -211,11 +211,13 @@ class RayWeightSync:
         listening = first.handle.listen_for_receivers.remote(
             which,
             receivers,
-            backend=self._config.backend.value,
-            address=self._address(),
-            bucket_bytes=self._config.bucket_mib * _MIB,
-            shared_memory=self._config.shared_memory,
-            timeout_s=self._timeout_s,
+            SenderOptions(
+                backend=self._config.backend.value,
+                address=self._address(),
+                bucket_bytes=self._config.bucket_mib * _MIB,
+                shared_memory=self._config.shared_memory,
+                timeout_s=self._timeout_s,
+            ),
         )
         endpoints = (await self._joint("listen_for_receivers", "", [(first, listening)], {})).of_learners[0]
         joining = {

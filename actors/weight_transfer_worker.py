@@ -125,6 +125,8 @@ class CpuWeightTransferEngine(WeightTransferEngine[CpuInitInfo, CpuUpdateInfo]):
         self._bucket_bytes = 0
         self._direct = DirectLoader.of(model, vllm_config)
         self._is_open = False
+        self._expected: set[str] = set()
+        """What vLLM's own loader must load."""
 
     def init_transfer_engine(self, init_info: CpuInitInfo) -> None:
         """Join the group of the sender; leaves an earlier group."""
@@ -157,6 +159,8 @@ class CpuWeightTransferEngine(WeightTransferEngine[CpuInitInfo, CpuUpdateInfo]):
         """Return what loads a push; opens the layers where vLLM's own loader does."""
         if self._direct is not None and self._direct.fits(manifest, self.model_config.dtype):
             return self._direct.load
+        # Now: a layer that is open has parameters that come with no push.
+        self._expected = {name for name, _ in self.model.named_parameters()}
         # CPU layers keep packed weights, which a plain load could not replace.
         initialize_layerwise_reload(self.model)
         self._is_open = True
@@ -198,8 +202,7 @@ class CpuWeightTransferEngine(WeightTransferEngine[CpuInitInfo, CpuUpdateInfo]):
                 self.finish_weight_update()
 
     def _require_all(self, loaded: set[str]) -> None:
-        expected = {name for name, _ in self.model.named_parameters()}
-        if missing := sorted(expected - loaded):
+        if missing := sorted(self._expected - loaded):
             raise RuntimeError(f"the push left out {len(missing)} parameters, the first is {missing[0]}")
 
     def shutdown(self) -> None:
