@@ -45,13 +45,14 @@ class GlooChannel:
         self._bucket_bytes = bucket_bytes
 
     def connect(self) -> None:
+        offers = self._group.memory is not None
         try:
             self._group.connect()
         except TimeoutError as error:
             raise self._timeout("joining the transfer group", self._group.missing()) from error
-        if self._group.memory is None:
+        if offers and self._group.memory is None:
             apart = [self._names[rank] for rank in self._group.apart()]
-            logger.info("weights travel by gloo; cannot map this process's memory: %s", apart or "not asked")
+            logger.info("weights travel by gloo: this process's memory is out of reach of %s", apart)
 
     def send(
         self, tensors: Iterator[tuple[str, torch.Tensor]], manifest: WeightManifest, policy_version: int

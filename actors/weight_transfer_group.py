@@ -84,7 +84,7 @@ class TransferGroup:
         self._num_pushes = 0
         self._gloo: Any = None
         self.memory: SharedMemory | None = None
-        """Carries the buckets, once connected; None if gloo does."""
+        """Carries the buckets, if all are found to share it; None if gloo does."""
         # The store takes over the descriptor of the listener.
         descriptor = None if listener is None else listener.detach()
         self._store = _c10d.TCPStore(
