@@ -29,6 +29,7 @@ OPTIONS = (
     f"generator.resources.cpus={GENERATOR_CPUS}",
     f"teacher.resources.cpus={TEACHER_CPUS}",
     f"learner.resources.cpus={LEARNER_CPUS}",
+    "weight_sync.shared_memory=false",  # what nodes on other machines would not have
 )
 
 
