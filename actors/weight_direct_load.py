@@ -22,6 +22,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
     UnquantizedEmbeddingMethod,
     VocabParallelEmbedding,
 )
+from vllm.platforms import current_platform
 
 from actors.weight_readback import linear_parts
 from trd_ray.weights import WeightManifest
@@ -99,6 +100,8 @@ class DirectLoader:
         # Compiled code may hold the kernels that a load replaces.
         eager = config.model_config.enforce_eager
         if config.parallel_config.world_size != 1 or config.quant_config is not None or not eager:
+            return None
+        if current_platform.is_zen_cpu():  # its kernels may compute with the rows that they are given
             return None
         try:
             return cls(model)

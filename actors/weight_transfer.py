@@ -93,9 +93,10 @@ class WeightSender:
         Args:
             address: this machine's address towards the generators. The default reaches those on
                 the same machine only.
-            bucket_bytes: tensors travel in buckets of this size; two are held at a time.
+            bucket_bytes: tensors travel in buckets of this size.
             timeout_s: limit of each wait for the receivers.
-            shared_memory: for `cpu`: use memory that all receivers map, if all are on this machine.
+            shared_memory: for `cpu`: use memory that all receivers map, if all are on this machine. It holds
+                a whole push as long as the group is open; without it two buckets are held during one.
         """
         if backend not in (CPU_BACKEND, NCCL_BACKEND):
             raise ValueError(f"WeightSender: backend is {backend!r}; expected 'cpu' or 'nccl'")
@@ -178,7 +179,7 @@ class WeightSender:
         """Send each tensor once, in the order of the manifest; returns when all have loaded them.
 
         Run `Engine.update_weights(manifest, policy_version)` of each receiver at the same time.
-        A tensor of another dtype than its manifest entry is cast. At most two buckets are held.
+        A tensor of another dtype than its manifest entry is cast.
 
         Args:
             tensors: (name, tensor) pairs, taken one by one.

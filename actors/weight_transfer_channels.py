@@ -52,7 +52,11 @@ class GlooChannel:
             raise self._timeout("joining the transfer group", self._group.missing()) from error
         if offers and self._group.memory is None:
             apart = [self._names[rank] for rank in self._group.apart()]
-            logger.info("weights travel by gloo: this process's memory is out of reach of %s", apart)
+            logger.warning(
+                "weights travel through sockets: this process's memory is out of reach of %s; "
+                "weight_sync.shared_memory=false says that this is meant",
+                apart,
+            )
 
     def send(
         self, tensors: Iterator[tuple[str, torch.Tensor]], manifest: WeightManifest, policy_version: int

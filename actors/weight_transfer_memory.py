@@ -7,12 +7,18 @@ Another user's processes cannot open it. The sender writes; receivers map it for
 
 from __future__ import annotations
 
+import logging
 import mmap
 import os
 import secrets
 import warnings
+import weakref
 
 import torch
+
+from trd_ray.errors import WeightSyncError, describe
+
+logger = logging.getLogger(__name__)
 
 
 class SharedMemory:
@@ -20,18 +26,22 @@ class SharedMemory:
 
     def __init__(self, descriptor: int, ticket: str) -> None:
         self._descriptor = descriptor
+        # Also for an end that nobody closes: it would keep a copy of all weights.
+        self._closer = weakref.finalize(self, os.close, descriptor)
         self.ticket = ticket
         """What `find` needs."""
         self._mapped: torch.Tensor | None = None
 
     @classmethod
     def create(cls) -> SharedMemory | None:
-        """The sender's end, empty; None where the system has no such memory."""
-        if not hasattr(os, "memfd_create"):
-            return None
+        """The sender's end, empty; None, and a warning, where the system gives no such memory."""
         # By this name a receiver knows that it has found this memory, and not another process's file.
         name = f"trd-ray-weights-{secrets.token_hex(16)}"
-        descriptor = os.memfd_create(name, os.MFD_CLOEXEC)
+        try:
+            descriptor = os.memfd_create(name, os.MFD_CLOEXEC)
+        except (AttributeError, OSError) as error:  # not Linux, or forbidden
+            logger.warning("weights travel through sockets: this system gives no shared memory (%s)", error)
+            return None
         return cls(descriptor, f"{os.getpid()} {descriptor} {name}")
 
     @classmethod
@@ -47,10 +57,25 @@ class SharedMemory:
             return None
 
     def write(self, num_bytes: int) -> torch.Tensor:
-        """On the sender: the first bytes as a flat uint8 tensor."""
-        if os.fstat(self._descriptor).st_size < num_bytes:
-            os.ftruncate(self._descriptor, num_bytes)
-        return self._map(num_bytes, mmap.PROT_READ | mmap.PROT_WRITE)
+        """On the sender: the first bytes as a flat uint8 tensor.
+
+        Raises:
+            WeightSyncError: the system refuses so much.
+        """
+        try:
+            if os.fstat(self._descriptor).st_size < num_bytes:
+                os.ftruncate(self._descriptor, num_bytes)
+            return self._map(num_bytes, mmap.PROT_READ | mmap.PROT_WRITE)
+        except OSError as error:
+            raise WeightSyncError(
+                describe(
+                    "The memory that engines share cannot be made",
+                    where="weight transfer, backend cpu",
+                    got=str(error),
+                    expected=f"room for {num_bytes:,} bytes beside the weights",
+                    remedy="free memory, or set weight_sync.shared_memory=false",
+                )
+            ) from error
 
     def read(self, num_bytes: int) -> torch.Tensor:
         """On a receiver: the same; it must not be written to.
@@ -75,6 +100,4 @@ class SharedMemory:
     def close(self) -> None:
         """Give up this end; tensors that were given out stay valid. Safe to call again."""
         self._mapped = None
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        self._closer()

@@ -18,6 +18,8 @@ from trd_ray.weights import WeightChecksum, WeightManifest
 logger = logging.getLogger(__name__)
 
 NamedTensors = Iterator[tuple[str, torch.Tensor]]
+_NOT_LOADED = (RuntimeError, ValueError, LookupError, AttributeError, AssertionError, TypeError, OSError)
+"""What vLLM's loaders raise for a wrong name or shape, and the system for memory that cannot be mapped."""
 
 
 @contextmanager
@@ -45,8 +47,8 @@ def receiving(
         message = str(error)
         _leave(group, lambda: group.report_lost(push, message))
         raise
-    except (RuntimeError, ValueError, KeyError, AttributeError, AssertionError) as error:
-        # What vLLM's loaders raise for a wrong name or shape. The sender shall know why.
+    except _NOT_LOADED as error:
+        # The sender shall know why.
         message = f"{type(error).__name__}: {error}"
         _leave(group, lambda: group.report_error(push, message))
         raise

@@ -141,7 +141,11 @@ class CpuWeightTransferEngine(WeightTransferEngine[CpuInitInfo, CpuUpdateInfo]):
             world_size=init_info.world_size,
             timeout_s=init_info.timeout_s,
         )
-        group.connect()
+        try:
+            group.connect()
+        except (RuntimeError, TimeoutError):
+            group.close()
+            raise
         self._group = group
         self._bucket_bytes = init_info.bucket_bytes
 
@@ -164,8 +168,11 @@ class CpuWeightTransferEngine(WeightTransferEngine[CpuInitInfo, CpuUpdateInfo]):
         # CPU layers keep packed weights, which a plain load could not replace.
         initialize_layerwise_reload(self.model)
         self._is_open = True
+        load = cast("Any", self.model).load_weights
+        if self._group is None or self._group.memory is None:
+            return load  # type: ignore[no-any-return]
         # A loader of vLLM's may keep what it is given, and the memory is used again by the next push.
-        return lambda tensors: cast("Any", self.model).load_weights((n, t.clone()) for n, t in tensors)
+        return lambda tensors: load((name, tensor.clone()) for name, tensor in tensors)
 
     def update_weights(self, update_info: dict[str, object]) -> None:
         """Receive and load one push. The base class would synchronise an accelerator here."""

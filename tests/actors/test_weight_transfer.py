@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -94,7 +95,7 @@ def test_one_receiver_elsewhere_makes_gloo_carry_the_bytes_and_is_named_in_the_l
     find = SharedMemory.find
     asked = iter(["here", "elsewhere"])
     monkeypatch.setattr(SharedMemory, "find", lambda ticket: find(ticket) if next(asked) == "here" else None)
-    with caplog.at_level("INFO"), ThreadPoolExecutor(4) as pool:
+    with ThreadPoolExecutor(4) as pool:
         groups = open_group(sender, pool, ("first", "second"))
         assert [group.memory for group in groups] == [None, None]
         receiving = [pool.submit(receive, group, manifest, 256) for group in groups]
@@ -102,7 +103,7 @@ def test_one_receiver_elsewhere_makes_gloo_carry_the_bytes_and_is_named_in_the_l
         for future in receiving:
             assert all(torch.equal(future.result()[name], tensor) for name, tensor in TENSORS)
     sender.close()
-    assert re.search(r"weights travel by gloo.*\['(first|second)'\]", caplog.text)
+    assert re.search(r"weights travel through sockets.*\['(first|second)'\]", caplog.text)
 
 
 def test_shared_memory_grows_and_outlives_both_its_ends() -> None:
@@ -119,6 +120,50 @@ def test_shared_memory_grows_and_outlives_both_its_ends() -> None:
     sending.close()
     receiving.close()
     assert small.tolist() == [4] * 10 and large.tolist() == [4] * 5000
+
+
+def test_shared_memory_that_nobody_closes_is_given_back() -> None:
+    sending = SharedMemory.create()
+    assert sending is not None
+    receiving = SharedMemory.find(sending.ticket)
+    assert receiving is not None
+    before = len(os.listdir("/proc/self/fd"))
+    del sending, receiving
+    assert len(os.listdir("/proc/self/fd")) == before - 2
+
+
+def test_a_system_without_shared_memory_pushes_through_sockets_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def forbidden(name: str, flags: int) -> int:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "memfd_create", forbidden)
+    manifest = WeightManifest.of(TENSORS)
+    sender = WeightSender(timeout_s=20, bucket_bytes=256)
+    with ThreadPoolExecutor(4) as pool:
+        (group,) = open_group(sender, pool, ("only",))
+        receiving = pool.submit(receive, group, manifest, 256)
+        sender.send(iter(TENSORS), manifest, 1)
+        assert list(receiving.result()) == ["b", "a", "c"]
+    sender.close()
+    assert "through sockets: this system gives no shared memory" in caplog.text
+
+
+def test_memory_that_the_system_refuses_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int, length: int) -> None:
+        raise OSError(27, "File too large")
+
+    manifest = WeightManifest.of(TENSORS)
+    sender = WeightSender(timeout_s=5, bucket_bytes=256)
+    with ThreadPoolExecutor(4) as pool:
+        (group,) = open_group(sender, pool, ("only",))
+        receiving = pool.submit(receive, group, manifest, 256)
+        monkeypatch.setattr(os, "ftruncate", full)
+        with pytest.raises(WeightSyncError, match=r"File too large(.|\n)*weight_sync.shared_memory=false"):
+            sender.send(iter(TENSORS), manifest, 1)
+        with pytest.raises(RuntimeError):
+            receiving.result(timeout=10)
 
 
 def test_shared_memory_is_not_found_by_a_ticket_of_another_process_or_name(tmp_path: Path) -> None:
