@@ -11,7 +11,6 @@ import logging
 import os
 import select
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -125,8 +124,6 @@ class CpuWeightTransferEngine(WeightTransferEngine[CpuInitInfo, CpuUpdateInfo]):
         self._bucket_bytes = 0
         self._direct = DirectLoader.of(model, vllm_config)
         self._is_open = False
-        self._expected: set[str] = set()
-        """What vLLM's own loader must load."""
 
     def init_transfer_engine(self, init_info: CpuInitInfo) -> None:
         """Join the group of the sender; leaves an earlier group."""
@@ -159,20 +156,25 @@ class CpuWeightTransferEngine(WeightTransferEngine[CpuInitInfo, CpuUpdateInfo]):
             finalize_layerwise_reload(self.model, self.model_config)  # type: ignore[no-untyped-call]
             repack_tied_heads(self.model)
 
-    def _loader(self, manifest: WeightManifest) -> Callable[[NamedTensors], set[str]]:
-        """Return what loads a push; opens the layers where vLLM's own loader does."""
+    def _load(self, manifest: WeightManifest, tensors: NamedTensors) -> None:
         if self._direct is not None and self._direct.fits(manifest, self.model_config.dtype):
-            return self._direct.load
-        # Now: a layer that is open has parameters that come with no push.
-        self._expected = {name for name, _ in self.model.named_parameters()}
+            self._direct.load(tensors)
+        else:
+            self._reload(tensors)
+
+    def _reload(self, tensors: NamedTensors) -> None:
+        """Open the layers and have vLLM's own loader load all; closed by `finish_weight_update`."""
+        # Before: a layer that is open has parameters that come with no push.
+        expected = {name for name, _ in self.model.named_parameters()}
         # CPU layers keep packed weights, which a plain load could not replace.
         initialize_layerwise_reload(self.model)
         self._is_open = True
-        load = cast("Any", self.model).load_weights
-        if self._group is None or self._group.memory is None:
-            return load  # type: ignore[no-any-return]
-        # A loader of vLLM's may keep what it is given, and the memory is used again by the next push.
-        return lambda tensors: load((name, tensor.clone()) for name, tensor in tensors)
+        if self._group is not None and self._group.memory is not None:
+            # A loader of vLLM's may keep what it is given, and the memory is used again by the next push.
+            tensors = ((name, tensor.clone()) for name, tensor in tensors)
+        # One call for all: each walks over the whole model before it loads the first tensor.
+        if missing := sorted(expected - cast("Any", self.model).load_weights(tensors)):
+            raise RuntimeError(f"the push left out {len(missing)} parameters, the first is {missing[0]}")
 
     def update_weights(self, update_info: dict[str, object]) -> None:
         """Receive and load one push. The base class would synchronise an accelerator here."""
@@ -198,19 +200,12 @@ class CpuWeightTransferEngine(WeightTransferEngine[CpuInitInfo, CpuUpdateInfo]):
                 policy_version=update_info.policy_version,
                 bucket_bytes=self._bucket_bytes,
             ) as tensors:
-                # One call for all: each walks over the whole model before it loads the first tensor.
-                loaded = self._loader(manifest)(tensors)
-                if self._is_open:
-                    self._require_all(loaded)
+                self._load(manifest, tensors)
             finished = True
         finally:
             if not finished:
                 self._group = None  # closed with the error
                 self.finish_weight_update()
-
-    def _require_all(self, loaded: set[str]) -> None:
-        if missing := sorted(self._expected - loaded):
-            raise RuntimeError(f"the push left out {len(missing)} parameters, the first is {missing[0]}")
 
     def shutdown(self) -> None:
         """Leave the group; the engine goes on serving."""
