@@ -328,11 +328,14 @@ class LearnerRank(Locatable):
         """On rank 0: wait until all receivers have joined, which they do at the same time."""
         self._senders.get(Which(which)).open()
 
-    def push_weights(self, which: str, dtype: str) -> SyncReport | None:
+    def push_weights(self, which: str, dtype: str, read_back: bool) -> SyncReport | None:
         """Send the current weights to all receivers of a group; the report comes from rank 0.
 
         Collective for the `student`. The `teacher` is whole on rank 0, where alone this is called for it;
         its report holds the teacher's version.
+
+        Args:
+            read_back: see `WeightSender.send`.
 
         Raises:
             ActorTimeoutError, WeightSyncError: see `WeightSender.send`.
@@ -343,10 +346,12 @@ class LearnerRank(Locatable):
             if copy is None:
                 raise RuntimeError("push_weights: rank 0 holds no teacher; its weights do not move")
             sender = self._senders.get(Which.TEACHER)
-            return sender.send(copy.named_weights(), manifest, self.teacher_version())
+            return sender.send(copy.named_weights(), manifest, self.teacher_version(), read_back=read_back)
 
         def send(named: Iterator[tuple[str, Tensor]]) -> SyncReport:
-            return self._senders.get(Which.STUDENT).send(named, manifest, self._policy_version)
+            return self._senders.get(Which.STUDENT).send(
+                named, manifest, self._policy_version, read_back=read_back
+            )
 
         return self.send_weights(send)
 

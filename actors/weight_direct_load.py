@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _Take = Callable[[torch.Tensor], object]
-"""Loads one tensor, which is valid until the next push: what a layer computes with must not lie in it."""
+"""Loads one tensor, which is valid during the push only: what a layer computes with must not lie in it."""
 
 
 class NotUnderstoodError(ValueError):

@@ -179,10 +179,12 @@ class RayWeightSync:
         await self._connect(group, actors)
         assert group.manifest is not None  # connected
         which, dtype = group.options.which.value, group.options.dtype
+        every = self._config.verify_every
+        read_back = every > 0 and group.num_pushed % every == 0
         result = await self._joint(
             "push_weights",
             "update_weights",
-            [(sender, sender.handle.push_weights.remote(which, dtype)) for sender in senders],
+            [(sender, sender.handle.push_weights.remote(which, dtype, read_back)) for sender in senders],
             {
                 member: actor.handle.update_weights.remote(group.manifest, version, self._timeout_s)
                 for member, actor in actors.items()
@@ -190,8 +192,7 @@ class RayWeightSync:
         )
         report: SyncReport = result.of_learners[0]
         self._check_version(report, version)
-        every = self._config.verify_every
-        if every and group.num_pushed % every == 0:
+        if read_back:
             await self._verify(group, actors, report)
         group.num_pushed += 1
         group.options.pool.has_weights(actors)

@@ -174,7 +174,12 @@ class WeightSender:
         self._is_open = True
 
     def send(
-        self, tensors: Iterable[tuple[str, torch.Tensor]], manifest: WeightManifest, policy_version: int
+        self,
+        tensors: Iterable[tuple[str, torch.Tensor]],
+        manifest: WeightManifest,
+        policy_version: int,
+        *,
+        read_back: bool = True,
     ) -> SyncReport:
         """Send each tensor once, in the order of the manifest; returns when all have loaded them.
 
@@ -183,6 +188,9 @@ class WeightSender:
 
         Args:
             tensors: (name, tensor) pairs, taken one by one.
+            read_back: the report's checksum is to be compared with `Engine.weight_checksum`. For that, zeros
+                and subnormal numbers travel as +0.0 (see `copy_canonical`). Without it, which is faster, all
+                values travel as they are, and the checksum is that of their bytes.
 
         Raises:
             ActorTimeoutError: a receiver did not begin or finish in time; names it.
@@ -202,7 +210,9 @@ class WeightSender:
         start = time.perf_counter()
         finished = False
         try:
-            checksum = self._channel.send(checked(tensors, manifest), manifest, policy_version)
+            checksum = self._channel.send(
+                checked(tensors, manifest), manifest, policy_version, read_back=read_back
+            )
             finished = True
         finally:
             # After a push that broke off the ends disagree about what comes next.
@@ -227,7 +237,7 @@ class WeightSender:
 def checked(
     tensors: Iterable[tuple[str, torch.Tensor]], manifest: WeightManifest
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the tensors in the dtypes of the manifest, each compared with its entry.
+    """Yield the tensors, each compared with its entry of the manifest.
 
     Raises:
         WeightSyncError: another name or shape than the manifest says, or too few or too many.
@@ -251,6 +261,6 @@ def checked(
         spec: TensorSpec = manifest.tensors[index - 1]
         if (name, tuple(tensor.shape)) != (spec.name, spec.shape):
             raise mismatch(index, (name, tuple(tensor.shape)), (spec.name, spec.shape))
-        yield name, tensor.detach().to(spec.torch_dtype)
+        yield name, tensor.detach()
     if index != len(manifest.tensors):
         raise mismatch(index + 1, "the end", manifest.tensors[index])

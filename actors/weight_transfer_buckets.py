@@ -79,12 +79,16 @@ def bucket_view(buffer: torch.Tensor, entry: BucketEntry) -> torch.Tensor:
 
 
 def send_buckets(
-    group: TransferGroup, buckets: Sequence[Bucket], fill: Callable[[Bucket, torch.Tensor], None]
+    group: TransferGroup,
+    buckets: Sequence[Bucket],
+    fill: Callable[[Bucket, torch.Tensor], None],
+    meet: Callable[[], None],
 ) -> None:
     """On rank 0: have each bucket filled, and send it while the next is filled.
 
     Args:
         fill: writes a bucket into the flat uint8 tensor that it is given.
+        meet: waits until all receivers have begun. The first buckets are filled before, while they stop.
 
     Raises:
         TransferLostError: see `TransferGroup.finish`.
@@ -93,16 +97,21 @@ def send_buckets(
     largest = max((bucket.num_bytes for bucket in buckets), default=0)
     shared = None if group.memory is None else group.memory.write(total)
     own = [torch.empty(largest if shared is None else 0, dtype=torch.uint8) for _ in range(_IN_FLIGHT)]
-    works: list[torch.distributed.Work] = []
-    for index, bucket in enumerate(buckets):
-        if index >= _IN_FLIGHT:
-            group.finish(works[index - _IN_FLIGHT])
-        if shared is None:
-            buffer = own[index % _IN_FLIGHT][: bucket.num_bytes]
-        else:
-            buffer = shared[bucket.start : bucket.end]
+
+    def filled(index: int, bucket: Bucket) -> torch.Tensor:
+        if shared is not None:
+            fill(bucket, shared[bucket.start : bucket.end])
+            return _sign()
+        buffer = own[index % _IN_FLIGHT][: bucket.num_bytes]
         fill(bucket, buffer)
-        works.append(group.broadcast(buffer if shared is None else _sign()))
+        return buffer
+
+    first = [filled(index, bucket) for index, bucket in enumerate(buckets[:_IN_FLIGHT])]
+    meet()
+    works = [group.broadcast(buffer) for buffer in first]
+    for index, bucket in enumerate(buckets[_IN_FLIGHT:], start=_IN_FLIGHT):
+        group.finish(works[index - _IN_FLIGHT])
+        works.append(group.broadcast(filled(index, bucket)))
     for work in works[-_IN_FLIGHT:]:
         group.finish(work)
 
@@ -110,7 +119,7 @@ def send_buckets(
 def receive_buckets(group: TransferGroup, buckets: Sequence[Bucket]) -> Iterator[torch.Tensor]:
     """Yield each bucket (uint8, flat) when it is whole, the next one on its way meanwhile.
 
-    It is valid until the next push begins. Raises: see `TransferGroup.finish`.
+    It is valid until the push has ended for all. Raises: see `TransferGroup.finish`.
     """
     memory = group.memory
 

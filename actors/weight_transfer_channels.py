@@ -30,7 +30,12 @@ class Channel(Protocol):
     def connect(self) -> None: ...
 
     def send(
-        self, tensors: Iterator[tuple[str, torch.Tensor]], manifest: WeightManifest, policy_version: int
+        self,
+        tensors: Iterator[tuple[str, torch.Tensor]],
+        manifest: WeightManifest,
+        policy_version: int,
+        *,
+        read_back: bool,
     ) -> WeightChecksum: ...
 
     def close(self) -> None: ...
@@ -59,16 +64,36 @@ class GlooChannel:
             )
 
     def send(
-        self, tensors: Iterator[tuple[str, torch.Tensor]], manifest: WeightManifest, policy_version: int
+        self,
+        tensors: Iterator[tuple[str, torch.Tensor]],
+        manifest: WeightManifest,
+        policy_version: int,
+        *,
+        read_back: bool,
     ) -> WeightChecksum:
         group = self._group
         push = group.begin_push()
-        # Nobody waits in a broadcast before all are there: a missing generator costs no bucket.
-        if culprits := group.await_receivers(push, done=False):
-            raise self._failure(culprits, push, "beginning the push")
         checksum = WeightChecksum()
+
+        def meet() -> None:
+            # Nobody waits in a broadcast before all are there.
+            if culprits := group.await_receivers(push, done=False):
+                raise self._failure(culprits, push, "beginning the push")
+
+        def fill(bucket: Bucket, buffer: torch.Tensor) -> None:
+            for entry in bucket.entries:
+                name, tensor = next(tensors)
+                view = bucket_view(buffer, entry)
+                if read_back:
+                    copy_canonical(tensor.to(view.dtype), view)
+                else:
+                    view.copy_(tensor)
+                checksum.add_bytes(name, view)
+
         try:
-            self._send_buckets(tensors, manifest, checksum)
+            send_buckets(group, plan_buckets(manifest, self._bucket_bytes), fill, meet)
+            # The sender's check raises here if there are more tensors than the manifest says.
+            next(tensors, None)
             trailer = policy_version.to_bytes(TRAILER_BYTES - 32, "little") + checksum.digest()
             group.finish(group.broadcast(torch.frombuffer(bytearray(trailer), dtype=torch.uint8)))
         except TransferLostError as error:
@@ -77,20 +102,6 @@ class GlooChannel:
         if group.await_receivers(push, done=True):
             raise self._failure(group.give_up(push), push, "loading the push")
         return checksum
-
-    def _send_buckets(
-        self, tensors: Iterator[tuple[str, torch.Tensor]], manifest: WeightManifest, checksum: WeightChecksum
-    ) -> None:
-        def fill(bucket: Bucket, buffer: torch.Tensor) -> None:
-            for entry in bucket.entries:
-                name, tensor = next(tensors)
-                view = bucket_view(buffer, entry)
-                copy_canonical(tensor, view)
-                checksum.add_canonical(name, view)
-
-        send_buckets(self._group, plan_buckets(manifest, self._bucket_bytes), fill)
-        # The sender's check raises here if there are more tensors than the manifest says.
-        next(tensors, None)
 
     def _failure(self, culprits: Sequence[int], push: int, what: str) -> TrdRayError:
         errors = {self._names[rank]: line for rank, line in self._group.errors(push).items()}
@@ -166,20 +177,30 @@ class NcclChannel:
         self._limited(join, "joining the transfer group")
 
     def send(
-        self, tensors: Iterator[tuple[str, torch.Tensor]], manifest: WeightManifest, policy_version: int
+        self,
+        tensors: Iterator[tuple[str, torch.Tensor]],
+        manifest: WeightManifest,
+        policy_version: int,
+        *,
+        read_back: bool,
     ) -> WeightChecksum:
         from vllm.distributed.weight_transfer.packed_tensor import packed_nccl_broadcast_producer
 
         checksum = WeightChecksum()
 
         def prepared(item: tuple[str, torch.Tensor]) -> torch.Tensor:
-            tensor = item[1].to(torch.accelerator.current_accelerator())
-            checksum.add(item[0], tensor)
-            return tensor
+            # Only for a read-back: the values come from the accelerator for it, which NCCL never needs.
+            if read_back:
+                checksum.add(*item)
+            return item[1]
 
         def broadcast() -> None:
+            device = torch.accelerator.current_accelerator()
             packed_nccl_broadcast_producer(
-                iterator=tensors,
+                iterator=(
+                    (name, tensor.to(device, spec.torch_dtype))
+                    for (name, tensor), spec in zip(tensors, manifest.tensors, strict=True)
+                ),
                 group=self._communicator,
                 src=0,
                 post_iter_func=prepared,

@@ -28,7 +28,7 @@ def receiving(
 ) -> Iterator[NamedTensors]:
     """Take part in one push. Gives the tensors as they arrive; the block must take them all.
 
-    Each is valid until the next push begins, and must not be written to. After the block the version and
+    Each is valid until this push has ended, and must not be written to. After the block the version and
     the checksum are compared with the sender's, who then hears that this rank is done, or why it is not.
     After any error the group is closed, since the ends disagree about what comes next.
 
@@ -62,7 +62,7 @@ def _arriving(
     for index, (bucket, buffer) in enumerate(zip(buckets, arrived, strict=True), start=1):
         for entry in bucket.entries:
             tensor = bucket_view(buffer, entry)
-            checksum.add_canonical(entry.spec.name, tensor)
+            checksum.add_bytes(entry.spec.name, tensor)
             yield entry.spec.name, tensor
         group.report(push, str(index))
 

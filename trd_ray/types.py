@@ -371,7 +371,7 @@ class SyncReport:
     num_parameters: int
     num_bytes: int
     checksum: str
-    """SHA-256 over names, shapes and bytes in order; the same on the learner and each generator."""
+    """Of what was sent, see `WeightChecksum`; the same on the learner and each generator."""
     sync_s: float
 
 

@@ -112,10 +112,10 @@ class WeightChecksum:
         """
         self._add(name, tensor, _canonical_chunks(tensor))
 
-    def add_canonical(self, name: str, tensor: torch.Tensor) -> None:
-        """Add one contiguous tensor on the CPU that `copy_canonical` wrote, here or at the other end.
+    def add_bytes(self, name: str, tensor: torch.Tensor) -> None:
+        """Add one contiguous tensor on the CPU, its bytes as they are: a flip of any changes the checksum.
 
-        Reads its bytes as they are: a flip of any of them changes the checksum.
+        It is the checksum that `add` makes if `copy_canonical` wrote the tensor.
 
         Raises:
             ValueError: the name was added before.

@@ -47,7 +47,7 @@ def receive(group: TransferGroup, manifest: WeightManifest, bucket_bytes: int) -
     for bucket, buffer in zip(buckets, receive_buckets(group, buckets), strict=True):
         for entry in bucket.entries:
             received[entry.spec.name] = bucket_view(buffer, entry)
-            checksum.add_canonical(entry.spec.name, received[entry.spec.name])
+            checksum.add_bytes(entry.spec.name, received[entry.spec.name])
     trailer = torch.empty(TRAILER_BYTES, dtype=torch.uint8)
     group.finish(group.broadcast(trailer))
     assert bytes(trailer[8:].tolist()) == checksum.digest()
@@ -86,6 +86,26 @@ def test_a_push_reaches_all_receivers_bit_by_bit(shared_memory: bool) -> None:
         sender.close()
         for group in groups:
             group.close()
+
+
+@pytest.mark.parametrize("read_back", [True, False])
+def test_zeros_and_subnormals_travel_as_they_are_unless_they_are_to_be_read_back(
+    shared_memory: bool, read_back: bool
+) -> None:
+    values = torch.tensor([1.0, -0.0, 0.0, 1e-42, -1e-40, -2.5, 1e-30])
+    expected = torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0, -2.5, 1e-30]) if read_back else values
+    # Cast on the way: what is subnormal is so in the dtype that travels.
+    manifest, learner = WeightManifest.of([("w", values)]), values.double()
+    sender = WeightSender(timeout_s=20, bucket_bytes=256, shared_memory=shared_memory)
+    with ThreadPoolExecutor(2) as pool:
+        (group,) = open_group(sender, pool, ("only",))
+        receiving = pool.submit(receive, group, manifest, 256)
+        report = sender.send([("w", learner)], manifest, 1, read_back=read_back)
+        received = receiving.result()["w"].clone()
+        sender.close()
+        group.close()
+    assert received.view(torch.int32).tolist() == expected.view(torch.int32).tolist()
+    assert (report.checksum == checksum_named([("w", values)])) is read_back
 
 
 def test_one_receiver_elsewhere_makes_gloo_carry_the_bytes_and_is_named_in_the_log(
@@ -192,8 +212,16 @@ def test_shared_memory_is_not_found_by_a_ticket_of_another_process_or_name(tmp_p
 
 def test_tensors_are_cast_to_the_dtype_of_the_manifest() -> None:
     manifest = WeightManifest.of(TENSORS, dtype="bfloat16")
-    assert all(tensor.dtype == torch.bfloat16 for _, tensor in checked(TENSORS, manifest))
-    assert manifest.num_bytes == 2 * 1008
+    sender = WeightSender(timeout_s=20, bucket_bytes=256)
+    with ThreadPoolExecutor(2) as pool:
+        (group,) = open_group(sender, pool, ("only",))
+        receiving = pool.submit(receive, group, manifest, 256)
+        report = sender.send(TENSORS, manifest, 1, read_back=False)
+        received = {name: tensor.clone() for name, tensor in receiving.result().items()}
+        sender.close()
+        group.close()
+    assert all(torch.equal(received[name], tensor.bfloat16()) for name, tensor in TENSORS)
+    assert manifest.num_bytes == report.num_bytes == 2 * 1008
 
 
 def test_a_receiver_that_does_not_begin_is_named() -> None:
