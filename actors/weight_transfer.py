@@ -188,9 +188,10 @@ class WeightSender:
 
         Args:
             tensors: (name, tensor) pairs, taken one by one.
-            read_back: the report's checksum is to be compared with `Engine.weight_checksum`. For that, zeros
-                and subnormal numbers travel as +0.0 (see `copy_canonical`). Without it, which is faster, all
-                values travel as they are, and the checksum is that of their bytes.
+            read_back: the report's checksum is to be compared with `Engine.weight_checksum`. With `cpu`,
+                zeros and subnormal numbers then travel as +0.0 (see `copy_canonical`); else all values
+                travel as they are, which is faster, and the checksum is that of their bytes. With `nccl`
+                a checksum is made for this alone.
 
         Raises:
             ActorTimeoutError: a receiver did not begin or finish in time; names it.
@@ -222,7 +223,7 @@ class WeightSender:
             policy_version=policy_version,
             num_parameters=manifest.num_parameters,
             num_bytes=manifest.num_bytes,
-            checksum=checksum.hexdigest(),
+            checksum=checksum,
             sync_s=time.perf_counter() - start,
         )
 

@@ -91,7 +91,7 @@ def send_buckets(
         meet: waits until all receivers have begun. The first buckets are filled before, while they stop.
 
     Raises:
-        TransferLostError: see `TransferGroup.finish`.
+        TransferLostError: see `TransferGroup.finish`; and what `meet` raises.
     """
     total = buckets[-1].end if buckets else 0
     largest = max((bucket.num_bytes for bucket in buckets), default=0)

@@ -36,7 +36,9 @@ class Channel(Protocol):
         policy_version: int,
         *,
         read_back: bool,
-    ) -> WeightChecksum: ...
+    ) -> str:
+        """Send all; returns the checksum as hexadecimal digits, empty if the backend made none."""
+        ...
 
     def close(self) -> None: ...
 
@@ -70,7 +72,7 @@ class GlooChannel:
         policy_version: int,
         *,
         read_back: bool,
-    ) -> WeightChecksum:
+    ) -> str:
         group = self._group
         push = group.begin_push()
         checksum = WeightChecksum()
@@ -101,7 +103,7 @@ class GlooChannel:
             raise self._failure(culprits, push, f"receiving policy version {policy_version}") from error
         if group.await_receivers(push, done=True):
             raise self._failure(group.give_up(push), push, "loading the push")
-        return checksum
+        return checksum.hexdigest()
 
     def _failure(self, culprits: Sequence[int], push: int, what: str) -> TrdRayError:
         errors = {self._names[rank]: line for rank, line in self._group.errors(push).items()}
@@ -183,7 +185,7 @@ class NcclChannel:
         policy_version: int,
         *,
         read_back: bool,
-    ) -> WeightChecksum:
+    ) -> str:
         from vllm.distributed.weight_transfer.packed_tensor import packed_nccl_broadcast_producer
 
         checksum = WeightChecksum()
@@ -208,7 +210,7 @@ class NcclChannel:
             )
 
         self._limited(broadcast, f"broadcasting policy version {policy_version}")
-        return checksum
+        return checksum.hexdigest() if read_back else ""
 
     def _limited(self, call: Callable[[], None], what: str) -> None:
         """Run `call` in a thread and wait for it within the limit; its error is raised here."""

@@ -82,6 +82,7 @@ class TransferGroup:
         self._address = address
         self._port = port
         self._num_pushes = 0
+        self._began = 0.0
         self._gloo: Any = None
         self.memory: SharedMemory | None = None
         """Carries the buckets, if all are found to share it; None if gloo does."""
@@ -201,6 +202,7 @@ class TransferGroup:
     def begin_push(self) -> int:
         """Count one more push; both ends count alike, so the number names its progress lines."""
         self._num_pushes += 1
+        self._began = time.monotonic()
         return self._num_pushes
 
     def report(self, push: int, progress: str) -> None:
@@ -258,12 +260,15 @@ class TransferGroup:
     def await_receivers(self, push: int, *, done: bool) -> Sequence[int]:
         """Wait until each receiver has begun (or finished) a push. Returns the ranks that did not.
 
-        A receiver that reports an error ends the wait at once.
+        They have `timeout_s` to begin from `begin_push`, or to finish from now. A receiver that reports an
+        error ends the wait at once.
         """
         stage = "ended" if done else "push"
         keys = [f"{stage}/{push}/{rank}" for rank in range(1, self.world_size)]
         failed = f"failed/{push}"
-        self._await(lambda: bool(self._store.check(keys) or self._store.check([failed])))
+        # What this end did since the push began is no reason to wait longer for the others.
+        limit_s = self.timeout_s if done else self.timeout_s - (time.monotonic() - self._began)
+        self._await(lambda: bool(self._store.check(keys) or self._store.check([failed])), limit_s)
         lines = self.progress(push)
         return list(self.errors(push)) or [
             rank for rank, line in lines.items() if (line != _DONE if done else line == "absent")

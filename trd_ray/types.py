@@ -371,7 +371,8 @@ class SyncReport:
     num_parameters: int
     num_bytes: int
     checksum: str
-    """Of what was sent, see `WeightChecksum`; the same on the learner and each generator."""
+    """Of what was sent, the same on the learner and each generator; see `WeightSender.send`. Empty if none
+    was made."""
     sync_s: float
 
 

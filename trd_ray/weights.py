@@ -95,10 +95,10 @@ def dtype_name(dtype: torch.dtype) -> str:
 class WeightChecksum:
     """The checksum of named tensors that arrive one by one, in any order.
 
-    SHA-256 over each name in sorted order with its dtype, its shape and the XXH3-128 of its bytes in
-    canonical form (see `copy_canonical`). XXH3 reads ten times as fast as SHA-256, faster than bytes
-    travel between processes; it makes no claim against forgers, but a change that nobody chose
-    escapes its 128 bits with a probability of about 3e-39.
+    SHA-256 over each name in sorted order with its dtype, its shape and the XXH3-128 of its bytes: in
+    canonical form (see `copy_canonical`) with `add`, as they are with `add_bytes`. XXH3 reads ten times as
+    fast as SHA-256, faster than bytes travel between processes; it makes no claim against forgers, but a
+    change that nobody chose escapes its 128 bits with a probability of about 3e-39.
     """
 
     def __init__(self) -> None:

@@ -6,6 +6,8 @@ import contextlib
 import os
 import re
 import threading
+import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -222,6 +224,29 @@ def test_tensors_are_cast_to_the_dtype_of_the_manifest() -> None:
         group.close()
     assert all(torch.equal(received[name], tensor.bfloat16()) for name, tensor in TENSORS)
     assert manifest.num_bytes == report.num_bytes == 2 * 1008
+
+
+def test_two_buckets_are_filled_before_receivers_have_begun_and_earn_them_no_time() -> None:
+    tensors = [*TENSORS, ("d", torch.ones(1000))]
+    manifest = WeightManifest.of(tensors)
+    limit_s = 2.0
+    taken = []
+
+    def slowly() -> Iterator[tuple[str, torch.Tensor]]:
+        time.sleep(limit_s)
+        for name, tensor in tensors:
+            taken.append(name)
+            yield name, tensor
+
+    sender = WeightSender(timeout_s=limit_s, bucket_bytes=256)
+    with ThreadPoolExecutor(2) as pool:
+        (group,) = open_group(sender, pool, ("asleep",))
+        start = time.monotonic()
+        with pytest.raises(ActorTimeoutError, match=r"no answer from \['asleep'\]"):
+            sender.send(slowly(), manifest, 1)
+        assert limit_s <= time.monotonic() - start < 1.8 * limit_s
+        group.close()
+    assert taken == ["b", "a", "c"]  # the first two share a bucket
 
 
 def test_a_receiver_that_does_not_begin_is_named() -> None:
