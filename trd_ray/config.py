@@ -484,7 +484,8 @@ class TeacherConfig:
     """The group of teachers, which refine (vLLM) and score (transformers)."""
 
     model: str = "testbed:teacher"
-    """Likewise, or `testbed:teacher`. Used if `method.teacher_weights` is `external`."""
+    """Model folder in Hugging Face layout, `owner/name` on the hub, or `testbed:teacher`. Used if
+    `method.teacher_weights` is `external`."""
     enable_thinking: bool = False
     """Passed to the chat template of the teacher's prompts."""
     num_actors: int = 1
@@ -614,8 +615,8 @@ class WeightSyncConfig:
     machines."""
     verify_every: int = 20
     """Read the engines' weights back and compare them with the learner's after the first push to them and
-    each so many-th from there: 1 each, 0 never. What travels is compared by checksum at every push; this
-    finds an engine that loads it wrongly, and costs a CPU engine a forward pass."""
+    each so many-th from there: 1 each, 0 never. What travels with the backend `cpu` is compared by checksum
+    at every push; this finds an engine that loads it wrongly, and costs a CPU engine a forward pass."""
 
     def __post_init__(self) -> None:
         require_at_least("weight_sync.bucket_mib", self.bucket_mib, 1)
@@ -687,7 +688,8 @@ class RayConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TimeoutConfig:
-    """Longest waits, in seconds. Each that is exceeded ends the run and names the culprit."""
+    """Longest waits, in seconds. Who exceeds one is named, and replaced as far as `faults` allows; else the
+    run ends."""
 
     placement_s: float = 60.0
     """Until all actors have their resources."""
@@ -698,7 +700,7 @@ class TimeoutConfig:
     learn_s: float = 1800.0
     """One optimizer step, or one checkpoint."""
     sync_s: float = 300.0
-    """One push of weights."""
+    """Each wait of a push of weights, which has four: to begin, to travel, to be loaded, to go on."""
 
     def __post_init__(self) -> None:
         for name in ("placement_s", "start_s", "generate_s", "learn_s", "sync_s"):
