@@ -22,7 +22,7 @@ from trd_ray.report.charts import (
     smoothed,
 )
 from trd_ray.report.data import RunData
-from trd_ray.report.findings import duration, tenth
+from trd_ray.report.findings import apart, duration, share_interval, tenth
 from trd_ray.report.svg import Series
 from trd_ray.roles import Role
 
@@ -48,7 +48,8 @@ class Cell:
     difference: str = ""
     """From the first run's; empty in the first run's own cell, and where one of the two has none."""
     trend: str = ""
-    """`up` (better), `down` (worse) or nothing: only where one direction is better."""
+    """`up` (better), `down` (worse) or nothing: only where one direction is better, and for evaluations and
+    shares of trajectories only if their 95% intervals do not overlap."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +69,8 @@ class _Quantity:
     """1: more is better, -1: less is, 0: neither."""
     in_points: bool = False
     """Differences are in percentage points."""
+    of_trajectories: bool = False
+    """A share of the trajectories of the last tenth of the steps."""
 
 
 def final_values(runs: Sequence[RunData]) -> list[TableRow]:
@@ -79,11 +82,11 @@ def final_values(runs: Sequence[RunData]) -> list[TableRow]:
     for quantity in _QUANTITIES:
         values = [quantity.value(run) for run in runs]
         if any(value is not None for value in values):
-            rows.append(TableRow(name=quantity.name, cells=_cells(values, quantity)))
+            rows.append(TableRow(name=quantity.name, cells=_cells(runs, values, quantity)))
     return rows
 
 
-def _cells(values: Sequence[float | None], quantity: _Quantity) -> tuple[Cell, ...]:
+def _cells(runs: Sequence[RunData], values: Sequence[float | None], quantity: _Quantity) -> tuple[Cell, ...]:
     first = values[0]
     cells = []
     for index, value in enumerate(values):
@@ -92,11 +95,17 @@ def _cells(values: Sequence[float | None], quantity: _Quantity) -> tuple[Cell, .
             continue
         compared = index > 0 and first is not None
         change = value - first if compared and first is not None else 0.0
+        is_sure = compared
+        if compared and first is not None and quantity.of_trajectories:
+            is_sure = apart(
+                share_interval(runs[0].steps, first, last=True),
+                share_interval(runs[index].steps, value, last=True),
+            )
         cells.append(
             Cell(
                 value=quantity.show(value),
                 difference=_difference(change, quantity) if compared else "",
-                trend=_trend(change * quantity.better) if compared else "",
+                trend=_trend(change * quantity.better) if is_sure else "",
             )
         )
     return tuple(cells)
@@ -154,11 +163,11 @@ def _eval_cell(
     if first is None:
         return cell
     change = value(report) - value(first)
-    apart = interval(first)[1] < low or high < interval(first)[0]
+    is_sure = apart(interval(first), (low, high))
     return replace(
         cell,
-        difference=f"{100 * change:+.1f} points" + ("" if apart else ", intervals overlap"),
-        trend=_trend(change) if apart else "",
+        difference=f"{100 * change:+.1f} points" + ("" if is_sure else ", intervals overlap"),
+        trend=_trend(change) if is_sure else "",
     )
 
 
@@ -186,16 +195,16 @@ def _count(value: float) -> str:
 
 _QUANTITIES = (
     _Quantity(name="Rollout accuracy", value=_last_tenth(lambda m: m.rollout_accuracy), show=percent,
-              better=1, in_points=True),
+              better=1, in_points=True, of_trajectories=True),
     _Quantity(name="Refined accuracy", value=_last_tenth(lambda m: m.refined_accuracy), show=percent,
-              better=1, in_points=True),
+              better=1, in_points=True, of_trajectories=True),
     _Quantity(name="Wrong to right, share", show=percent, in_points=True,
               value=_last_tenth(lambda m: None if m.refined_accuracy is None
                                 else m.flips_wrong_to_right / m.num_trajectories)),
-    _Quantity(name="Right to wrong, share", show=percent, better=-1, in_points=True,
+    _Quantity(name="Right to wrong, share", show=percent, better=-1, in_points=True, of_trajectories=True,
               value=_last_tenth(lambda m: None if m.refined_accuracy is None
                                 else m.flips_right_to_wrong / m.num_trajectories)),
-    _Quantity(name="Rejected, share", show=percent, better=-1, in_points=True,
+    _Quantity(name="Rejected, share", show=percent, better=-1, in_points=True, of_trajectories=True,
               value=_last_tenth(lambda m: m.num_rejected / m.num_trajectories)),
     _Quantity(name="Loss, nats a token", value=_last_tenth(lambda m: m.loss), show=_plain),
     _Quantity(name="Gradient norm", value=_last_tenth(lambda m: m.grad_norm), show=_plain),

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from trd_ray.evaluation import EvalReport, Interval
+from trd_ray.evaluation import EvalReport, Interval, mean_interval
 from trd_ray.metrics import StepMetrics
 from trd_ray.refine_gate import REFUSED_BY_DESIGN
 from trd_ray.report.charts import number, percent
@@ -30,7 +30,7 @@ class Headline:
     """Where it started."""
     detail: str = ""
     trend: str = ""
-    """`up`, `down` or nothing: only where up is good."""
+    """`up`, `down` or nothing: only where up is good, and the change is more than chance makes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,18 +45,34 @@ def tenth(
     steps: Sequence[StepMetrics], value: Callable[[StepMetrics], float | None], *, last: bool
 ) -> float | None:
     """Mean over the first or last tenth of the run; None if it has no value there."""
-    size = max(1, len(steps) // 10)
-    part = steps[-size:] if last else steps[:size]
+    part = _part(steps, last=last)
     values = [v for step in part if (v := value(step)) is not None and math.isfinite(v)]
     return math.fsum(values) / len(values) if values else None
+
+
+def _part(steps: Sequence[StepMetrics], *, last: bool) -> Sequence[StepMetrics]:
+    size = max(1, len(steps) // 10)
+    return steps[-size:] if last else steps[:size]
+
+
+def share_interval(steps: Sequence[StepMetrics], share: float, *, last: bool) -> Interval:
+    """95% interval of a share of the trajectories of a tenth, as if each were drawn by itself."""
+    count = sum(step.num_trajectories for step in _part(steps, last=last))
+    hits = round(share * count)
+    return mean_interval([1.0] * hits + [0.0] * (count - hits)) if count else (0.0, 1.0)
+
+
+def apart(one: Interval, other: Interval) -> bool:
+    """Whether two intervals do not overlap."""
+    return one[1] < other[0] or other[1] < one[0]
 
 
 def _interval(interval: Interval) -> str:
     return f"95% interval {percent(interval[0])} to {percent(interval[1])}"
 
 
-def _trend(before: float, after: float) -> str:
-    return "up" if after > before else "down" if after < before else ""
+def _trend(before: Interval, after: Interval) -> str:
+    return ("up" if after > before else "down") if apart(before, after) else ""
 
 
 def first_and_last(evals: Sequence[EvalReport]) -> list[tuple[EvalReport, EvalReport]]:
@@ -79,10 +95,14 @@ def headlines(run: RunData) -> list[Headline]:
     ):
         before, after = (tenth(run.steps, value, last=last) for last in (False, True))
         if before is not None and after is not None:
+            intervals = [
+                share_interval(run.steps, share, last=last)
+                for share, last in ((before, False), (after, True))
+            ]
             found.append(
                 Headline(
                     name=name, value=percent(after), before=percent(before),
-                    detail="first and last tenth of the steps", trend=_trend(before, after),
+                    detail="first and last tenth of the steps", trend=_trend(*intervals),
                 )
             )  # fmt: skip
     seconds = math.fsum(step.step_s for step in run.steps)
@@ -104,8 +124,8 @@ def headlines(run: RunData) -> list[Headline]:
 
 def _eval_headlines(first: EvalReport, last: EvalReport) -> list[Headline]:
     pairs = (
-        (f"avg@{last.num_samples}", first.avg_at_k, last.avg_at_k, last.avg_ci95),
-        (f"pass@{last.k}", first.pass_at_k, last.pass_at_k, last.pass_ci95),
+        (f"avg@{last.num_samples}", first.avg_at_k, last.avg_at_k, first.avg_ci95, last.avg_ci95),
+        (f"pass@{last.k}", first.pass_at_k, last.pass_at_k, first.pass_ci95, last.pass_ci95),
     )
     return [
         Headline(
@@ -113,9 +133,9 @@ def _eval_headlines(first: EvalReport, last: EvalReport) -> list[Headline]:
             value=percent(after),
             before=percent(before) if first is not last else "",
             detail=_interval(interval),
-            trend=_trend(before, after),
+            trend=_trend(interval_before, interval),
         )
-        for name, before, after, interval in pairs
+        for name, before, after, interval_before, interval in pairs
     ]
 
 
@@ -162,11 +182,11 @@ def _eval_finding(first: EvalReport, last: EvalReport) -> Finding:
             text=f"avg@{last.num_samples} on {last.dataset} is {percent(last.avg_at_k)} at step "
             f"{last.learner_step}, as at step {first.learner_step}.",
         )
-    apart = first.avg_ci95[1] < last.avg_ci95[0] or last.avg_ci95[1] < first.avg_ci95[0]
+    is_sure = apart(first.avg_ci95, last.avg_ci95)
     word = "rose" if change > 0 else "fell"
-    sure = "do not overlap" if apart else "overlap, so this may be chance"
+    sure = "do not overlap" if is_sure else "overlap, so this may be chance"
     return Finding(
-        level=("good" if change > 0 else "warn") if apart else "info",
+        level=("good" if change > 0 else "warn") if is_sure else "info",
         text=f"avg@{last.num_samples} on {last.dataset} {word} by {100 * abs(change):.1f} points, "
         f"from {percent(first.avg_at_k)} at step {first.learner_step} "
         f"to {percent(last.avg_at_k)} at step {last.learner_step}. "

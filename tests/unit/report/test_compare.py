@@ -59,19 +59,26 @@ def test_only_options_that_differ_are_shown(folders, tmp_path):
     assert ("run.seed", (None, "7")) in option_differences([missing, runs[1]])
 
 
-def test_values_are_compared_with_the_first_run(folders):
-    first = load_run(folders[0])
-    steps = tuple(
-        dataclasses.replace(
-            step, rollout_accuracy=(step.rollout_accuracy or 0) + 0.25, step_s=step.step_s + 1
+@pytest.mark.parametrize(("num_trajectories", "trend"), [(200, "up"), (8, "")])
+def test_values_are_compared_with_the_first_run(tmp_path, num_trajectories, trend):
+    run = load_run(fake_run(tmp_path / "run", num_steps=2, per_step=num_trajectories, evals=False))
+    before, after = (
+        tuple(
+            dataclasses.replace(
+                step,
+                rollout_accuracy=accuracy,
+                step_s=step.step_s + more,
+            )
+            for step in run.steps
         )
-        for step in first.steps
+        for accuracy, more in ((0.5, 0), (0.75, 1))
     )
-    rows = {row.name: row.cells for row in final_values([first, dataclasses.replace(first, steps=steps)])}
+    runs = [dataclasses.replace(run, steps=steps) for steps in (before, after)]
+    rows = {row.name: row.cells for row in final_values(runs)}
     assert rows["Rollout accuracy"][0].difference == ""
     assert (rows["Rollout accuracy"][1].difference, rows["Rollout accuracy"][1].trend) == (
         "+25.0 points",
-        "up",
+        trend,
     )
     assert (rows["Seconds a step"][1].difference, rows["Seconds a step"][1].trend) == ("+1", "down")
     assert rows["Loss, nats a token"][1].trend == "", "neither direction is better between methods"

@@ -207,15 +207,25 @@ def test_findings_tell_a_sure_change_from_an_unsure_one(tmp_path):
         assert words in finding.text
 
 
-def test_headlines_compare_first_and_last_tenth(tmp_path):
-    run = load_run(fake_run(tmp_path / "run", num_steps=20, evals=False))
+@pytest.mark.parametrize(
+    ("num_trajectories", "refined_after", "trend"),
+    [(100, 0.5, "down"), (100, 0.73, ""), (2, 0.5, ""), (100, 0.75, "")],
+)
+def test_headlines_compare_first_and_last_tenth(tmp_path, num_trajectories, refined_after, trend):
+    """Only a change beyond the 95% intervals over trajectories has a colour."""
+    run = load_run(fake_run(tmp_path / "run", num_steps=20, per_step=num_trajectories, evals=False))
     steps = tuple(
-        dataclasses.replace(step, rollout_accuracy=0.25 if step.learner_step <= 2 else 0.5)
+        dataclasses.replace(
+            step,
+            rollout_accuracy=0.25 if step.learner_step <= 2 else 0.5,
+            refined_accuracy=0.75 if step.learner_step <= 2 else refined_after,
+        )
         for step in run.steps
     )
     shown = {h.name: h for h in headlines(dataclasses.replace(run, steps=steps))}
     assert (shown["Rollout accuracy"].before, shown["Rollout accuracy"].value) == ("25.0%", "50.0%")
-    assert shown["Rollout accuracy"].trend == "up"
+    assert shown["Rollout accuracy"].trend == ("up" if num_trajectories == 100 else "")
+    assert shown["Refined accuracy"].trend == trend
     assert shown["Steps"].value == "20 of 20"
 
 
