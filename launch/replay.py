@@ -14,6 +14,7 @@ from launch.progress import Progress, closing_table
 from launch.signals import Signals
 from trd_ray.config import TrdConfig
 from trd_ray.config_loader import dump_config
+from trd_ray.disk import write_whole
 from trd_ray.interfaces import Learner
 from trd_ray.metrics import MetricsWriter, read_metrics
 from trd_ray.observer import Observers
@@ -47,7 +48,7 @@ def replay(run_dir: Path, overrides: Sequence[str], *, no_ray: bool, dry_run: bo
     folder = RunFolder.create(plan.config.run.dir)
     with folder.locked():
         with Trackers(plan.config, folder) as trackers:
-            folder.config.write_text(dump_config(plan.config), encoding="utf-8")
+            write_whole(folder.config, dump_config(plan.config))
             write_summary(plan, folder, None)
             result = started(lambda: asyncio.run(_run(plan, models, folder, trackers, no_ray=no_ray)))
             if result.interrupted:

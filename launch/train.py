@@ -20,7 +20,7 @@ from trd_ray.assembly import Roles, RunInputs, build_pipeline
 from trd_ray.buffer_log import run_log
 from trd_ray.config import TrdConfig
 from trd_ray.config_loader import dump_config
-from trd_ray.disk import writing
+from trd_ray.disk import write_whole
 from trd_ray.errors import ConfigError, describe
 from trd_ray.metrics import MetricsWriter, read_evals, read_metrics
 from trd_ray.observer import Observer, Observers
@@ -68,8 +68,7 @@ def train(config: TrdConfig, *, resume: bool, no_ray: bool, wiring: Wiring | Non
     with folder.locked():
         start = _resume(folder, config) if resume else _Start(folder=folder, checkpoint=None, first_step=1)
         with Trackers(config, folder, first_step=start.first_step) as trackers:
-            with writing(folder.config):
-                folder.config.write_text(dump_config(config), encoding="utf-8")
+            write_whole(folder.config, dump_config(config))
             make_roles = wiring or _wiring(no_ray=no_ray)
             result = started(
                 lambda: asyncio.run(_run(config, inputs, start, make_roles, trackers, no_ray=no_ray))

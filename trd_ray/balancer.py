@@ -83,7 +83,7 @@ class Balancer:
             except asyncio.CancelledError:
                 if waiter.done() and not waiter.cancelled():
                     self._wake_one()
-                else:
+                elif waiter in self._waiting:  # else `_wake_one` has met it, and passed it over
                     self._waiting.remove(waiter)
                 raise
             if (member := self._pop()) is not None:

@@ -34,6 +34,18 @@ def writing(where: Path) -> Iterator[None]:
         ) from error
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file, in UTF-8, in one go: whoever reads it finds the old text or the new.
+
+    Raises `DiskError`; then the old text is there.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+
+
 # Less is no room for any tensor file.
 _FULL_BYTES = 2**20
 

@@ -123,10 +123,10 @@ def _central_t_mass(t: float, df: int) -> float:
 def mean_interval(values: Sequence[float]) -> Interval:
     """95% interval of the mean of independent values in [0, 1], one a problem.
 
-    mean +- t * s / sqrt(m) with m - 1 degrees of freedom, cut to [0, 1]. Where all values are 0
-    or all are 1 that would be a point, however few they are; there it is the exact binomial
-    (Clopper-Pearson) interval over problems, one end of which is 0.025 ** (1 / m). One value says
-    nothing about the spread: (0, 1). `ValueError` without values.
+    mean +- t * s / sqrt(m) with m - 1 degrees of freedom, cut to [0, 1]. Where all values are one c
+    that would be a point, however few they are. There it is what the exact binomial (Clopper-Pearson)
+    interval leaves possible: at most a share e = 1 - 0.025 ** (1 / m) of problems has another value,
+    and that is 0 or 1. One value says nothing about the spread: (0, 1). `ValueError` without values.
     """
     m = len(values)
     if m == 0:
@@ -134,10 +134,9 @@ def mean_interval(values: Sequence[float]) -> Interval:
     if m == 1:
         return (0.0, 1.0)
     tail = (1.0 - _CONFIDENCE) / 2.0
-    if all(value == 0.0 for value in values):
-        return (0.0, 1.0 - tail ** (1.0 / m))
-    if all(value == 1.0 for value in values):
-        return (tail ** (1.0 / m), 1.0)
+    if len(set(values)) == 1:
+        other = 1.0 - tail ** (1.0 / m)
+        return (values[0] * (1.0 - other), values[0] + (1.0 - values[0]) * other)
     mean = math.fsum(values) / m
     variance = math.fsum((value - mean) ** 2 for value in values) / (m - 1)
     half = student_t_quantile(1.0 - tail, df=m - 1) * math.sqrt(variance / m)

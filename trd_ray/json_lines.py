@@ -30,7 +30,8 @@ def dump_line(record: Mapping[str, object]) -> str:
     if lost:
         _log.warning("not finite, written as null: %s", ", ".join(lost))
     clean = {name: None if name in lost else value for name, value in record.items()}
-    return json.dumps(clean, allow_nan=False, ensure_ascii=False) + "\n"
+    # Without letters of more than one byte, so that a line that was cut off is still text.
+    return json.dumps(clean, allow_nan=False) + "\n"
 
 
 def read_lines(path: Path) -> list[str]:

@@ -80,13 +80,18 @@ class ProductionLoop:
             raise failures.exceptions[0] from failures
 
     async def _next_cohort(self) -> tuple[Prompt, ...]:
-        """Prompts that begin together: those of one step, or what may be drawn of it."""
+        """Prompts that begin together: those of one step, or what may be drawn of it.
+
+        What is made again begins with the rest of its step: two cohorts of one step would wait for each
+        other where roles take turns on a device.
+        """
         while True:
-            if self._again:
-                return self._again.popleft()
+            again = self._again.popleft() if self._again else ()
             num_left = self._allowed - self._feed.num_drawn
             if num_left > 0:
-                return await self._draw(min(num_left, self._problems_per_step))
+                return again + await self._draw(min(num_left, self._problems_per_step))
+            if again:
+                return again
             self._changed.clear()
             with self._activity.holding(Role.GENERATOR, WaitReason.STALENESS):
                 await self._changed.wait()

@@ -100,20 +100,26 @@ async def write_checkpoint(
     keep: int,
     finished: Sequence[Trajectory] = (),
 ) -> None:
-    """Write `checkpoints/step_N` whole, or not at all, unless it is there; then keep the newest `keep`.
+    """Write `checkpoints/step_N` whole, or not at all, unless it is there; then keep the newest `keep`, as
+    far as the others can be deleted.
 
     Without a `state` it holds the learner only, and no run resumes from it. Raises `DiskError` if it cannot
     be written; those that are there stay.
     """
     if folder.checkpoint(learner_step).exists():
         return
-    with writing(folder.checkpoint(learner_step)):
-        with folder.writing_checkpoint(learner_step) as unfinished:
-            await learner.save(unfinished)
-            if state is not None:
-                state.write(unfinished)
-                await asyncio.to_thread(write_records, unfinished / BUFFER_FILE, finished)
+    with (
+        writing(folder.checkpoint(learner_step)),
+        folder.writing_checkpoint(learner_step) as unfinished,
+    ):
+        await learner.save(unfinished)
+        if state is not None:
+            state.write(unfinished)
+            await asyncio.to_thread(write_records, unfinished / BUFFER_FILE, finished)
+    try:
         folder.prune_checkpoints(keep=keep)
+    except OSError as error:  # for example while somebody reads it on a network disk
+        log.warning("an old checkpoint was not deleted, the next one tries again: %s", error)
     log.info("checkpoint of step %d written", learner_step)
 
 

@@ -27,6 +27,8 @@ _CHECKPOINT = re.compile(r"step_(\d+)")
 _TRAJECTORIES = re.compile(r"step_(\d+)\.parquet")
 _UNFINISHED = ".unfinished"
 _REMOVED = ".removed"
+# A learner that was killed while it saved leaves its own unfinished folder beside that of the run.
+_LEFT_OVER = (_UNFINISHED, f"{_UNFINISHED}.partial", _REMOVED)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -204,7 +206,7 @@ class RunFolder:
         for checkpoint in old:
             self._remove(checkpoint.path)
         for left_over in self.checkpoints.glob("step_*"):
-            if left_over.name.endswith((_UNFINISHED, _REMOVED)):
+            if left_over.name.endswith(_LEFT_OVER):
                 shutil.rmtree(left_over)
         return tuple(checkpoint.path for checkpoint in old)
 

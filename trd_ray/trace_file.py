@@ -7,6 +7,7 @@ is there.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -32,7 +33,10 @@ class _Tail:
 
 
 class TraceFile:
-    """Appends events; holds few of them, and writes at most `max_bytes`."""
+    """Appends events; holds few of them, and writes at most `max_bytes`.
+
+    A disk that refuses them ends the trace, with a warning, and never the run that is traced.
+    """
 
     def __init__(self, path: Path, *, max_bytes: int) -> None:
         """Goes on behind the events of a file that is there; one that holds none is begun anew."""
@@ -42,14 +46,16 @@ class TraceFile:
         self._num_bytes = tail.num_bytes if tail is not None else 0
         self._max_bytes = max_bytes
         self._lines: list[str] = []
-        self._file = path.open("r+b" if tail is not None else "wb")
+        self._is_refused = False
+        # Without a buffer: what the disk refuses must not come back when the file is closed.
+        self._file = path.open("r+b" if tail is not None else "wb", buffering=0)
         self._file.truncate(self._num_bytes)
         self._file.seek(self._num_bytes)
         self._path = path
 
     @property
     def is_full(self) -> bool:
-        return self._num_bytes >= self._max_bytes
+        return self._is_refused or self._num_bytes >= self._max_bytes
 
     def write(self, event: Mapping[str, object]) -> None:
         """Append one event; nothing once the file is full."""
@@ -67,17 +73,30 @@ class TraceFile:
 
     def flush(self) -> None:
         """Hand whole events to the operating system."""
-        self._file.write("".join(self._lines).encode("ascii"))
-        self._file.flush()
-        self._lines.clear()
+        lines, self._lines = "".join(self._lines), []
+        self._append(lines.encode("ascii"))
+
+    def _append(self, data: bytes) -> None:
+        if self._is_refused:
+            return
+        size, rest = self._file.tell(), memoryview(data)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) or 0 :]
+        except OSError as error:
+            self._is_refused = True
+            _log.warning("%s is not continued: %s", self._path, error)
+            with contextlib.suppress(OSError):
+                self._file.truncate(size)
 
     def close(self) -> None:
         """Close the array and the file. May be called more than once."""
         if self._file.closed:
             return
         self.flush()
-        self._file.write(_END if self._num_bytes else b"[]\n")
-        self._file.close()
+        self._append(_END if self._num_bytes else b"[]\n")
+        with contextlib.suppress(OSError):  # which some network disks keep for the end
+            self._file.close()
 
 
 def _tail(path: Path) -> _Tail | None:

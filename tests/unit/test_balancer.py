@@ -68,6 +68,19 @@ async def test_a_request_that_gives_up_passes_its_turn_on():
     assert await asyncio.wait_for(second, 1) == 0
 
 
+async def test_requests_that_are_cancelled_while_a_slot_is_given_back_are_cancelled_and_nothing_else():
+    group = balancer(1, 1)
+    await group.acquire(1)
+    waiting = [asyncio.create_task(group.acquire(1)) for _ in range(3)]
+    await settle()
+    for task in waiting:
+        task.cancel()
+    group.release(0, 1)  # before any of them has noticed
+    outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [asyncio.CancelledError] * 3
+    assert await asyncio.wait_for(group.acquire(1), 1) == 0
+
+
 async def test_a_removed_member_takes_nothing_and_comes_back_empty():
     group = balancer(2, 1)
     held = await group.acquire(5)

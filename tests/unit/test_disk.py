@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,11 +14,12 @@ from safetensors import SafetensorError
 
 from tests.fakes import FakeLearner
 from tests.unit.tiny_tokenizer import make_tokenizer
-from trd_ray.disk import saving_tensors, writing
+from trd_ray.disk import saving_tensors, write_whole, writing
 from trd_ray.errors import ActorTimeoutError, DiskError
 from trd_ray.json_lines import JsonLinesWriter, read_lines
 from trd_ray.recorder import write_checkpoint
 from trd_ray.run_folder import RunFolder
+from trd_ray.trace_file import TraceFile
 
 
 @contextmanager
@@ -71,6 +73,54 @@ async def test_a_checkpoint_that_cannot_be_written_is_none_and_says_so(tmp_path:
     with pytest.raises(DiskError, match=r"(?s)is full.*step_2"):
         await write_checkpoint(folder, Full(), learner_step=2, state=None, keep=2)
     assert [c.learner_step for c in folder.complete_checkpoints()] == [1]
+
+
+async def test_an_old_checkpoint_that_cannot_be_deleted_is_no_fault_of_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    folder = RunFolder.create(tmp_path / "run")
+
+    def refuse(path: Path) -> None:
+        raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("trd_ray.run_folder.shutil.rmtree", refuse)
+        for step in (1, 2):
+            await write_checkpoint(folder, FakeLearner(), learner_step=step, state=None, keep=1)
+    assert folder.complete_checkpoints()[-1].learner_step == 2
+    assert "was not deleted" in caplog.text and "step_1" in caplog.text
+    await write_checkpoint(folder, FakeLearner(), learner_step=3, state=None, keep=1)
+    assert [path.name for path in folder.checkpoints.iterdir()] == ["step_3"]
+
+
+def test_a_trace_that_the_disk_refuses_ends_with_whole_events_and_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    trace = TraceFile(tmp_path / "trace.json", max_bytes=10**6)
+    trace.write({"ts": 1})
+    trace.flush()
+    with no_file_longer_than(20):
+        trace.write({"ts": 2, "name": "long" * 9})
+        trace.flush()
+        assert trace.is_full
+    trace.write({"ts": 3})
+    trace.close()
+    assert "trace.json is not continued" in caplog.text
+    again = TraceFile(tmp_path / "trace.json", max_bytes=10**6)
+    assert again.last_us == 1
+    again.write({"ts": 4})
+    again.close()
+    assert json.loads((tmp_path / "trace.json").read_text()) == [{"ts": 1}, {"ts": 4}]
+
+
+def test_a_text_that_does_not_fit_leaves_the_old_one(tmp_path: Path):
+    path = tmp_path / "deeper" / "config.yaml"
+    write_whole(path, "old")
+    with no_file_longer_than(5), pytest.raises(DiskError, match=r"config\.yaml"):
+        write_whole(path, "new and longer")
+    assert path.read_text() == "old"
+    write_whole(path, "neu: ä")
+    assert path.read_text(encoding="utf-8") == "neu: ä"
 
 
 def test_a_disk_that_is_full_for_a_tokenizer_is_named_as_one_that_is_full_for_tensors(tmp_path: Path):

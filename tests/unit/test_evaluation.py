@@ -67,6 +67,9 @@ def test_mean_interval_stays_in_range_and_is_honest_about_few_problems():
     # All of ten right: 0.025 ** (1/10) = exp(-3.688879 / 10) = 0.691503.
     assert mean_interval([1.0] * 10) == pytest.approx((0.691503, 1.0), abs=1e-6)
     assert mean_interval([0.0] * 10) == pytest.approx((0.0, 0.308497), abs=1e-6)
+    # All of ten half right: a share of at most 0.308497 is all right, or all wrong.
+    assert mean_interval([0.5] * 10) == pytest.approx((0.345751, 0.654249), abs=1e-6)
+    assert mean_interval([0.25] * 10) == pytest.approx((0.25 * 0.691503, 0.25 + 0.75 * 0.308497), abs=1e-6)
     with pytest.raises(ValueError, match="no values"):
         mean_interval([])
 

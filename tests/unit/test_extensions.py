@@ -209,6 +209,20 @@ def test_a_function_gives_what_the_built_in_formula_gives(support: dict[str, obj
     assert not torch.allclose(reverse[0], own[0])
 
 
+def test_a_function_whose_derivative_is_the_same_in_all_places() -> None:
+    def negative_logprobs(log_q: Tensor, log_p: Tensor) -> Tensor:
+        return -log_p.sum(-1)
+
+    def weighted(log_q: Tensor, log_p: Tensor) -> Tensor:
+        return -(log_p * torch.ones_like(log_p)).sum(-1)
+
+    made = [
+        objective(DivergenceOptions(divergence="custom", function=f)) for f in (negative_logprobs, weighted)
+    ]
+    for expected, got in zip(*made, strict=True):
+        torch.testing.assert_close(got, expected)
+
+
 def test_a_method_leads_to_its_function() -> None:
     method = MethodConfig(divergence=Divergence.CUSTOM, divergence_function=f"{OWN}own_forward_kl")
     assert objective_options(method).divergence.function is own_forward_kl

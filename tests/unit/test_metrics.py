@@ -254,6 +254,18 @@ def test_files_parse_strictly_and_come_back(tmp_path):
     assert read_evals(folder.eval) == (report,)
 
 
+def test_a_line_may_be_torn_anywhere_also_within_a_letter(tmp_path):
+    path = tmp_path / "eval.jsonl"
+    with JsonLinesWriter(path) as writer:
+        for _ in range(2):
+            writer.write({"dataset": "Prüfung/数学.jsonl"})
+    whole = path.read_bytes()
+    first = whole.index(b"\n") + 1
+    for end in range(first, len(whole)):
+        path.write_bytes(whole[:end])
+        assert [json.loads(line)["dataset"] for line in read_lines(path)] == ["Prüfung/数学.jsonl"]
+
+
 def test_a_torn_last_line_is_not_read_and_a_missing_key_is_named(tmp_path):
     path = tmp_path / "metrics.jsonl"
     with JsonLinesWriter(path) as writer:

@@ -75,6 +75,7 @@ def test_pruning_keeps_the_newest_and_clears_left_overs(folder):
         save(folder, step)
     with pytest.raises(RuntimeError), folder.writing_checkpoint(12):
         raise RuntimeError
+    (folder.checkpoints / "step_11.unfinished.partial").mkdir()  # of a learner that was killed
     assert folder.prune_checkpoints(keep=2) == (folder.checkpoint(2),)
     assert sorted(p.name for p in folder.checkpoints.iterdir()) == ["step_10", "step_4"]
     assert folder.prune_checkpoints(keep=2) == ()

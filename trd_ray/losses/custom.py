@@ -22,7 +22,8 @@ def custom_terms(log_q: Tensor, log_p: Tensor, function: DivergenceFunction) -> 
         student = log_p.detach().requires_grad_()
         values = custom_values(log_q, student, function)
         (slope,) = torch.autograd.grad(values.sum(), student)
-    return values.detach(), slope
+    # Of a plain sum it is one number in all places, which no one could write to.
+    return values.detach(), slope.contiguous()
 
 
 def custom_values(log_q: Tensor, log_p: Tensor, function: DivergenceFunction) -> Tensor:

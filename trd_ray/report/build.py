@@ -14,7 +14,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from trd_ray.disk import writing
+from trd_ray.disk import write_whole
 from trd_ray.errors import ConfigError, describe
 from trd_ray.metrics import StepMetrics
 from trd_ray.report.charts import number, percent
@@ -103,11 +103,7 @@ def write_report(run_dirs: Path | Sequence[Path], out: Path | None = None) -> Pa
         for index, (folder, run) in enumerate(zip(folders, runs, strict=True))
     ]
     page = _render(parts)
-    temporary = path.with_name(path.name + ".tmp")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(page, encoding="utf-8")
-        os.replace(temporary, path)
+    write_whole(path, page)
     return path
 
 

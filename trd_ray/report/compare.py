@@ -22,7 +22,7 @@ from trd_ray.report.charts import (
     smoothed,
 )
 from trd_ray.report.data import RunData
-from trd_ray.report.findings import apart, duration, share_interval, tenth
+from trd_ray.report.findings import apart, duration, num_refined, num_rollouts, share_interval, tenth
 from trd_ray.report.svg import Series
 from trd_ray.roles import Role
 
@@ -69,8 +69,8 @@ class _Quantity:
     """1: more is better, -1: less is, 0: neither."""
     in_points: bool = False
     """Differences are in percentage points."""
-    of_trajectories: bool = False
-    """A share of the trajectories of the last tenth of the steps."""
+    share_of: Callable[[StepMetrics], int] | None = None
+    """If it is a share: the number of a step's things that it is a share of."""
 
 
 def final_values(runs: Sequence[RunData]) -> list[TableRow]:
@@ -96,10 +96,10 @@ def _cells(runs: Sequence[RunData], values: Sequence[float | None], quantity: _Q
         compared = index > 0 and first is not None
         change = value - first if compared and first is not None else 0.0
         is_sure = compared
-        if compared and first is not None and quantity.of_trajectories:
+        if compared and first is not None and quantity.share_of is not None:
             is_sure = apart(
-                share_interval(runs[0].steps, first, last=True),
-                share_interval(runs[index].steps, value, last=True),
+                share_interval(runs[0].steps, first, quantity.share_of, last=True),
+                share_interval(runs[index].steps, value, quantity.share_of, last=True),
             )
         cells.append(
             Cell(
@@ -189,22 +189,26 @@ def _share(role: Role) -> Value:
     return idle
 
 
+def _num_trajectories(m: StepMetrics) -> int:
+    return m.num_trajectories
+
+
 def _count(value: float) -> str:
     return f"{value:,.0f}"
 
 
 _QUANTITIES = (
     _Quantity(name="Rollout accuracy", value=_last_tenth(lambda m: m.rollout_accuracy), show=percent,
-              better=1, in_points=True, of_trajectories=True),
+              better=1, in_points=True, share_of=num_rollouts),
     _Quantity(name="Refined accuracy", value=_last_tenth(lambda m: m.refined_accuracy), show=percent,
-              better=1, in_points=True, of_trajectories=True),
+              better=1, in_points=True, share_of=num_refined),
     _Quantity(name="Wrong to right, share", show=percent, in_points=True,
               value=_last_tenth(lambda m: None if m.refined_accuracy is None
                                 else m.flips_wrong_to_right / m.num_trajectories)),
-    _Quantity(name="Right to wrong, share", show=percent, better=-1, in_points=True, of_trajectories=True,
-              value=_last_tenth(lambda m: None if m.refined_accuracy is None
+    _Quantity(name="Right to wrong, share", show=percent, better=-1, in_points=True,
+              share_of=_num_trajectories, value=_last_tenth(lambda m: None if m.refined_accuracy is None
                                 else m.flips_right_to_wrong / m.num_trajectories)),
-    _Quantity(name="Rejected, share", show=percent, better=-1, in_points=True, of_trajectories=True,
+    _Quantity(name="Rejected, share", show=percent, better=-1, in_points=True, share_of=_num_trajectories,
               value=_last_tenth(lambda m: m.num_rejected / m.num_trajectories)),
     _Quantity(name="Loss, nats a token", value=_last_tenth(lambda m: m.loss), show=_plain),
     _Quantity(name="Gradient norm", value=_last_tenth(lambda m: m.grad_norm), show=_plain),

@@ -55,9 +55,28 @@ def _part(steps: Sequence[StepMetrics], *, last: bool) -> Sequence[StepMetrics]:
     return steps[-size:] if last else steps[:size]
 
 
-def share_interval(steps: Sequence[StepMetrics], share: float, *, last: bool) -> Interval:
-    """95% interval of a share of the trajectories of a tenth, as if each were drawn by itself."""
-    count = sum(step.num_trajectories for step in _part(steps, last=last))
+def num_rollouts(m: StepMetrics) -> int:
+    return _num(m.num_rollout_tokens, m.rollout_length_mean)
+
+
+def num_refined(m: StepMetrics) -> int:
+    return _num(m.num_refined_tokens, m.refined_length_mean)
+
+
+def _num(num_tokens: int, length_mean: float | None) -> int:
+    return round(num_tokens / length_mean) if length_mean else 0
+
+
+def share_interval(
+    steps: Sequence[StepMetrics], share: float, of: Callable[[StepMetrics], int], *, last: bool
+) -> Interval:
+    """95% interval of a share of a tenth's rollouts, refinements or trajectories, as if each were drawn by
+    itself.
+
+    Args:
+        of: their number in a step.
+    """
+    count = sum(of(step) for step in _part(steps, last=last))
     hits = round(share * count)
     return mean_interval([1.0] * hits + [0.0] * (count - hits)) if count else (0.0, 1.0)
 
@@ -88,15 +107,15 @@ def headlines(run: RunData) -> list[Headline]:
     ]
     if not run.steps:
         return found
-    for name, value in (
-        ("Rollout accuracy", lambda m: m.rollout_accuracy),
-        ("Refined accuracy", lambda m: m.refined_accuracy),
-        ("Trained-on accuracy", lambda m: m.trajectory_accuracy),
+    for name, value, of in (
+        ("Rollout accuracy", lambda m: m.rollout_accuracy, num_rollouts),
+        ("Refined accuracy", lambda m: m.refined_accuracy, num_refined),
+        ("Trained-on accuracy", lambda m: m.trajectory_accuracy, lambda m: m.num_consumed),
     ):
         before, after = (tenth(run.steps, value, last=last) for last in (False, True))
         if before is not None and after is not None:
             intervals = [
-                share_interval(run.steps, share, last=last)
+                share_interval(run.steps, share, of, last=last)
                 for share, last in ((before, False), (after, True))
             ]
             found.append(

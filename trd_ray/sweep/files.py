@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 import trd_ray.report
-from trd_ray.disk import writing
+from trd_ray.disk import write_whole
 from trd_ray.report.svg import WIDE, Series, line_chart
 from trd_ray.sweep import words
 from trd_ray.sweep.leaderboard import Leaderboard, Row
@@ -51,11 +50,7 @@ _CSV = (
 def write_leaderboard(board: Leaderboard, folder: Path) -> None:
     """Write `leaderboard.md`, `.csv` and `.html`, each atomically. Raises `DiskError`."""
     for suffix, text in (("md", markdown(board)), ("csv", csv_text(board)), ("html", html(board))):
-        path = folder / f"leaderboard.{suffix}"
-        temporary = path.with_name(path.name + ".tmp")
-        with writing(path):
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, path)
+        write_whole(folder / f"leaderboard.{suffix}", text)
 
 
 def cells(board: Leaderboard) -> Iterator[tuple[str, ...]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from trd_ray.config import TrdConfig
 from trd_ray.config_loader import dump_config, load_config
-from trd_ray.disk import writing
+from trd_ray.disk import write_whole
 from trd_ray.errors import ConfigError, DataError, describe
 from trd_ray.folder_lock import only_driver
 from trd_ray.resume import differences
@@ -174,10 +173,7 @@ class SweepState:
     def write(self) -> None:
         """Atomically. Raises `DiskError`."""
         rows = {"version": _VERSION, "trials": [asdict(record) for record in self.records]}
-        temporary = self._folder.state.with_name(self._folder.state.name + ".tmp")
-        with writing(self._folder.state):
-            temporary.write_text(json.dumps(rows, indent=1, allow_nan=False), encoding="utf-8")
-            os.replace(temporary, self._folder.state)
+        write_whole(self._folder.state, json.dumps(rows, indent=1, allow_nan=False))
 
 
 def _record(row: Mapping[str, object]) -> TrialRecord:
@@ -244,9 +240,5 @@ def _changed(folder: SweepFolder, got: str) -> ConfigError:
 def write_trial_config(folder: SweepFolder, name: str, config: TrdConfig) -> Path:
     """What the trial is started with. Raises `DiskError`."""
     path = folder.config(name)
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(dump_config(config), encoding="utf-8")
-        os.replace(temporary, path)
+    write_whole(path, dump_config(config))
     return path

@@ -229,6 +229,19 @@ def test_headlines_compare_first_and_last_tenth(tmp_path, num_trajectories, refi
     assert shown["Steps"].value == "20 of 20"
 
 
+def test_an_accuracy_of_refinements_is_as_sure_as_their_number_makes_it(tmp_path):
+    run = load_run(fake_run(tmp_path / "run", num_steps=2, per_step=400, evals=False))
+    for num_refined, trend in ((400, "up"), (8, "")):
+        steps = tuple(
+            dataclasses.replace(
+                step, refined_accuracy=accuracy, num_refined_tokens=10 * num_refined, refined_length_mean=10.0
+            )
+            for step, accuracy in zip(run.steps, (0.5, 0.75), strict=True)
+        )
+        shown = {h.name: h for h in headlines(dataclasses.replace(run, steps=steps))}
+        assert (shown["Refined accuracy"].value, shown["Refined accuracy"].trend) == ("75.0%", trend)
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(45, "45 s"), (600, "10 min"), (12000, "3 h 20 min"), (3599, "1 h 0 min")]
 )
