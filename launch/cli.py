@@ -104,7 +104,7 @@ def train(
     if dry_run:
         from launch.dry_run import show_plan
 
-        show_plan(loaded, no_ray=no_ray, deep=deep)
+        show_plan(loaded, no_ray=no_ray, deep=deep, resume=resume)
         return
     from launch.train import train as run_training
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from launch.consoles import show
 from launch.plan_view import show_costs, show_memory
-from launch.preflight import check_files, check_run, check_without_inputs
+from launch.preflight import check_files, check_run, check_without_inputs, require_same_run
 from trd_ray.config import TrdConfig
 from trd_ray.config_loader import dump_config
 from trd_ray.cost.plan import cost_plan
@@ -22,7 +22,7 @@ _LATER = (
 )
 
 
-def show_plan(config: TrdConfig, *, no_ray: bool, deep: bool = False) -> None:
+def show_plan(config: TrdConfig, *, no_ray: bool, deep: bool = False, resume: bool = False) -> None:
     """Print the resolved configuration, the method, the placement and the memory plan.
 
     A model of the hub that is not on this machine is planned with from its published figures. What is not
@@ -30,6 +30,7 @@ def show_plan(config: TrdConfig, *, no_ray: bool, deep: bool = False) -> None:
 
     Args:
         deep: make every check of a start. Otherwise no tokenizer is loaded if the files show that it will do.
+        resume: the run is there, and has begun with these options.
     """
     missing = [name for name in _models(config) if missing_model(name)]
     if missing:
@@ -37,7 +38,10 @@ def show_plan(config: TrdConfig, *, no_ray: bool, deep: bool = False) -> None:
         check_without_inputs(config, student=facts[0], teacher=facts[1], no_ray=no_ray)
     else:
         facts, deep = _check(config, no_ray=no_ray, deep=deep)
-    RunFolder(config.run.dir).require_free()
+    if resume:
+        require_same_run(RunFolder.open(config.run.dir), config)
+    else:
+        RunFolder(config.run.dir).require_free()
     show(dump_config(config))
     show(f"method: {config.method.sentence()}\n")
     if missing:

@@ -25,6 +25,8 @@ from trd_ray.input_checks import (
 )
 from trd_ray.model_files import ModelFacts, model_facts, resolve_model
 from trd_ray.placement_plan import PlacementPlan, placement_plan
+from trd_ray.resume import check_same_run
+from trd_ray.run_folder import RunFolder
 from trd_ray.tasks.base import Task
 from trd_ray.tasks.custom import check_grader
 from trd_ray.tasks.registry import load_task
@@ -51,6 +53,18 @@ def check_run(config: TrdConfig, *, no_ray: bool) -> RunInputs:
     inputs = read_inputs(config)
     check_inputs(config, inputs)
     return inputs
+
+
+def require_same_run(folder: RunFolder, config: TrdConfig) -> None:
+    """Raises `ConfigError` unless the folder holds a run, no replay, that began with these options."""
+    if folder.replay.exists():
+        raise ConfigError(
+            describe(
+                "the folder holds a replay, which cannot be resumed", where="run.dir", got=folder.path,
+                expected="the folder of a run", remedy="replay again with --replay and another run.dir",
+            )
+        )  # fmt: skip
+    check_same_run(folder.config, config)
 
 
 def check_inputs(config: TrdConfig, inputs: RunInputs) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from launch.consoles import console, show
 from launch.exits import started
-from launch.preflight import check_run
+from launch.preflight import check_run, require_same_run
 from launch.progress import Progress, closing_table
 from launch.signals import Signals
 from trd_ray.activity import RoleActivity
@@ -21,12 +21,10 @@ from trd_ray.buffer_log import run_log
 from trd_ray.config import TrdConfig
 from trd_ray.config_loader import dump_config
 from trd_ray.disk import write_whole
-from trd_ray.errors import ConfigError, describe
 from trd_ray.metrics import MetricsWriter, read_evals, read_metrics
 from trd_ray.observer import Observer, Observers
 from trd_ray.pipeline import RunResult
 from trd_ray.report import write_report
-from trd_ray.resume import check_same_run
 from trd_ray.run_folder import RunFolder
 from trd_ray.trace import TraceWriter
 from trd_ray.trackers import Trackers
@@ -60,7 +58,7 @@ def train(config: TrdConfig, *, resume: bool, no_ray: bool, wiring: Wiring | Non
     show(f"method: {config.method.sentence()}")
     if resume:
         folder = RunFolder.open(config.run.dir)
-        _require_run(folder)
+        require_same_run(folder, config)
     else:
         RunFolder(config.run.dir).require_free()
         run_log(config.pipeline, RunFolder(config.run.dir)).require_empty()
@@ -79,19 +77,8 @@ def train(config: TrdConfig, *, resume: bool, no_ray: bool, wiring: Wiring | Non
     return 1 if result.interrupted else 0
 
 
-def _require_run(folder: RunFolder) -> None:
-    if folder.replay.exists():
-        raise ConfigError(
-            describe(
-                "the folder holds a replay, which cannot be resumed", where="run.dir", got=folder.path,
-                expected="the folder of a run", remedy="replay again with --replay and another run.dir",
-            )
-        )  # fmt: skip
-
-
 def _resume(folder: RunFolder, config: TrdConfig) -> _Start:
     """Take out of the run what came after its last checkpoint; without one, everything."""
-    check_same_run(folder.config, config)
     checkpoint = folder.latest_checkpoint()
     last_step = -1 if checkpoint is None else checkpoint.learner_step
     folder.rewind(last_step)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 from trd_ray.config import SamplingConfig
+from trd_ray.errors import DataError, describe
 from trd_ray.interfaces import Generator
+from trd_ray.json_lines import read_record
 from trd_ray.types import Grade, IntArray, Problem, Prompt, StopReason
 
 Interval = tuple[float, float]
@@ -71,11 +72,20 @@ class EvalReport:
 
     @classmethod
     def from_line(cls, line: str) -> EvalReport:
-        """Read a row of eval.jsonl."""
-        row = json.loads(line)
-        row["avg_ci95"] = tuple(row.pop("ci95"))
-        row["pass_ci95"] = tuple(row["pass_ci95"])
-        return cls(**row)
+        """Read a row of eval.jsonl. Raises `DataError` if it is none."""
+        row = read_record(line, file="eval.jsonl")
+        try:
+            row["avg_ci95"] = tuple(row.pop("ci95"))
+            row["pass_ci95"] = tuple(row["pass_ci95"])
+            return cls(**row)
+        except (KeyError, TypeError) as error:
+            raise DataError(
+                describe(
+                    "a row of eval.jsonl does not fit", where=f"learner_step {row.get('learner_step')}",
+                    got=f"{type(error).__name__}: {error}", expected="the keys that an evaluation writes",
+                    remedy="use a run folder that was written by this version",
+                )
+            ) from error  # fmt: skip
 
 
 def pass_at_k(num_samples: int, num_correct: int, *, k: int) -> float:

@@ -12,9 +12,10 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from trd_ray.disk import writing
+from trd_ray.errors import DataError, describe
 
 _log = logging.getLogger(__name__)
 
@@ -38,14 +39,46 @@ def read_lines(path: Path) -> list[str]:
     """The whole lines of a file without their newlines, blank ones left out; [] if there is no file."""
     if not path.exists():
         return []
-    whole, _ = split_torn(path.read_text(encoding="utf-8"))
+    whole, _ = read_torn(path)
     return [line for line in whole.split("\n") if line.strip()]
 
 
-def split_torn(text: str) -> tuple[str, str]:
-    """Split a file's text into its whole lines and the rest of a line that was never finished."""
-    end = text.rfind("\n") + 1
-    return text[:end], text[end:]
+def read_torn(path: Path) -> tuple[str, str]:
+    """A file's whole lines, and the rest of a line that was never finished.
+
+    Raises:
+        DataError: a whole line is no text.
+    """
+    data = path.read_bytes()
+    end = data.rfind(b"\n") + 1
+    try:
+        return data[:end].decode(), data[end:].decode(errors="replace")
+    except UnicodeDecodeError as error:
+        raise _damaged(path, str(error)) from error
+
+
+def read_record(line: str, *, file: str) -> dict[str, Any]:
+    """One line's object. Raises `DataError` if it is none.
+
+    Args:
+        file: named in the error.
+    """
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise _damaged(file, f"{line[:80]!r}: {error}") from error
+    if not isinstance(record, dict):
+        raise _damaged(file, repr(line[:80]))
+    return record
+
+
+def _damaged(file: Path | str, got: str) -> DataError:
+    return DataError(
+        describe(
+            "a line cannot be read", where=str(file), got=got, expected="one JSON object, in UTF-8",
+            remedy="take the line out, or restore the file that the run wrote",
+        )
+    )  # fmt: skip
 
 
 class JsonLinesWriter:

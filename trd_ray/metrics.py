@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Self
 from trd_ray.activity_records import ActivityLap
 from trd_ray.errors import DataError, describe
 from trd_ray.evaluation import EvalReport
-from trd_ray.json_lines import JsonLinesWriter, read_lines
+from trd_ray.json_lines import JsonLinesWriter, read_lines, read_record
 from trd_ray.outcomes import Outcome
 from trd_ray.run_folder import RunFolder
 from trd_ray.runtime_metrics import RuntimeMetrics
@@ -140,7 +139,7 @@ class StepMetrics:
     @classmethod
     def from_line(cls, line: str) -> StepMetrics:
         """Read a row. Keys that it does not know are left out; `DataError` names one that is missing."""
-        row = json.loads(line)
+        row = read_record(line, file="metrics.jsonl")
         names = [field.name for field in fields(cls) if field.name != "runtime"]
         missing = [name for name in names if name not in row]
         if missing:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from trd_ray.errors import ConfigError, DataError, describe
 from trd_ray.folder_lock import only_driver
-from trd_ray.json_lines import split_torn
+from trd_ray.json_lines import read_torn
 from trd_ray.paths import user_path
 
 _log = logging.getLogger(__name__)
@@ -253,7 +253,7 @@ def _rewind_lines(path: Path, learner_step: int, aside: Path) -> int:
     """Move the rows after `learner_step` and a torn last line to `aside`; returns how many."""
     if not path.exists():
         return 0
-    whole, torn = split_torn(path.read_text(encoding="utf-8"))
+    whole, torn = read_torn(path)
     kept: list[str] = []
     late: list[str] = []
     for number, line in enumerate(whole.split("\n"), start=1):

@@ -174,9 +174,14 @@ def write_trajectories(
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step_{learner_step:06d}.parquet"
     temporary = folder / f".{path.name}.tmp"
-    pq.write_table(pa.Table.from_arrays(columns, schema=SCHEMA), temporary, compression="zstd")
+    pq.write_table(pa.Table.from_arrays(columns, schema=SCHEMA), _local(temporary), compression="zstd")
     os.replace(temporary, path)
     return path
+
+
+def _local(path: Path) -> Path:
+    """As pyarrow takes it for a file: before the colon of a relative path it would see a scheme."""
+    return path.absolute()
 
 
 def _plain(value: object) -> object:
@@ -225,13 +230,13 @@ def _whole(path: Path) -> Iterator[None]:
 def read_footer(path: Path) -> pq.FileMetaData:
     """Rows and sizes of one file. Raises `DataError` if it cannot be read."""
     with _whole(path):
-        return pq.read_metadata(path)
+        return pq.read_metadata(_local(path))
 
 
 def read_step_table(path: Path) -> pa.Table:
     """One file with the columns of `SCHEMA`. Raises `DataError` if it cannot be read or lacks one."""
     with _whole(path):
-        table = pq.read_table(path)
+        table = pq.read_table(_local(path))
     for name in _OF_LEARNER:
         if name not in table.column_names:
             table = table.append_column(SCHEMA.field(name), pa.nulls(len(table), _HALVES))

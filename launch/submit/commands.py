@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 
 from ray.job_submission import JobDetails
 from rich.table import Table
+from rich.text import Text
 
 from launch.consoles import console, error_console, show
 from launch.submit.cluster import Cluster
@@ -100,8 +101,9 @@ def show_jobs(jobs: Sequence[JobDetails]) -> None:
         table.add_row(
             job.submission_id or job.job_id or "",
             job.status.value,
-            metadata.get("job_name", ""),
-            metadata.get("config", ""),
+            # Whoever submitted it chose the words; square brackets are no markup in them.
+            Text(metadata.get("job_name", "")),
+            Text(metadata.get("config", "")),
             _time(job.start_time),
             _took(job),
         )

@@ -192,7 +192,8 @@ class _Walk:
                 continue
             reason = self._reason(path, is_folder=is_folder, ignores=ignores)
             if reason is not None:
-                self.left_out.append(LeftOut(name=f"{name}/" if is_folder else name, reason=reason))
+                shown = os.fsencode(name).decode(errors="replace")
+                self.left_out.append(LeftOut(name=f"{shown}/" if is_folder else shown, reason=reason))
             elif is_folder:
                 self.take_chosen(path, ignores)
             else:
@@ -212,6 +213,8 @@ class _Walk:
             return _folder_reason(path)
         if not path.is_file():
             return "no file: a broken link, a link to a folder, or a socket"
+        if not _is_text(path.name):
+            return "its name is not UTF-8"
         if path.suffix in _WEIGHTS and path.stat().st_size > LARGE_WEIGHTS_BYTES:
             return "weights that the configuration does not use"
         return None
@@ -226,7 +229,17 @@ class _Walk:
         return path.relative_to(self._folder).as_posix()
 
 
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _folder_reason(path: Path) -> str | None:
+    if not _is_text(path.name):
+        return "its name is not UTF-8"
     if (path / "pyvenv.cfg").exists():
         return "a Python environment"
     if (path / "metrics.jsonl").exists() and (path / "trajectories").exists():

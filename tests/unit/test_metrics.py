@@ -266,6 +266,23 @@ def test_a_line_may_be_torn_anywhere_also_within_a_letter(tmp_path):
         assert [json.loads(line)["dataset"] for line in read_lines(path)] == ["Prüfung/数学.jsonl"]
 
 
+@pytest.mark.parametrize("line", [b"[]", b"1", b"{", b"\xff\xfe"], ids=repr)
+@pytest.mark.parametrize("read", [read_metrics, read_evals])
+def test_a_line_that_is_no_row_is_named(tmp_path, read, line):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(line + b"\n")
+    with pytest.raises(DataError, match="cannot be read"):
+        read(path)
+    path.write_bytes(b"\n" + line)  # never finished
+    assert read(path) == ()
+
+
+def test_a_row_of_another_kind_is_no_evaluation(tmp_path):
+    (tmp_path / "eval.jsonl").write_text('{"learner_step": 3}\n')
+    with pytest.raises(DataError, match=r"(?s)does not fit.*learner_step 3.*ci95"):
+        read_evals(tmp_path / "eval.jsonl")
+
+
 def test_a_torn_last_line_is_not_read_and_a_missing_key_is_named(tmp_path):
     path = tmp_path / "metrics.jsonl"
     with JsonLinesWriter(path) as writer:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.dry_run import show_plan
 from trd_ray.config import PipelineConfig, RunConfig, TrdConfig
 from trd_ray.config_loader import dump_config, load_config
 from trd_ray.data import FiniteStream
@@ -37,6 +38,21 @@ def saved(tmp_path: Path) -> Path:
 )
 def test_what_messages_tell_to_change_may_change(saved: Path, override: str):
     check_same_run(saved, load_config(saved, [override]))
+
+
+def test_a_dry_run_of_a_resumption_compares_with_the_run_that_is_there(tmp_path: Path, capsys):
+    base = Path(__file__).parents[2] / "configs/experiment/trd_opd.yaml"
+    config = load_config(base, [f"run.dir={tmp_path / 'run'}"])
+    with pytest.raises(ConfigError, match="run"):
+        show_plan(config, no_ray=True, resume=True)
+    folder = RunFolder.create(tmp_path / "run")
+    folder.config.write_text(dump_config(config))
+    folder.metrics.write_text("")
+    show_plan(config, no_ray=True, resume=True)
+    other = dataclasses.replace(config, run=dataclasses.replace(config.run, seed=4))
+    with pytest.raises(ConfigError, match=r"run\.seed: 0 then, 4 now"):
+        show_plan(other, no_ray=True, resume=True)
+    assert "placement: one process" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

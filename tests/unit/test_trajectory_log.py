@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -225,3 +227,9 @@ def test_a_torn_file_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(DataError, match=path.name):
         list(read_trajectories(tmp_path))
+
+
+def test_a_relative_folder_with_a_colon_is_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_trajectories(Path("lr:1e-4/trajectories"), [consumed()], learner_step=1)
+    assert len(list(read_trajectories(Path("lr:1e-4/trajectories")))) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from trd_ray.cost.split import Split, no_split_because, suggest_split
 from trd_ray.cost.stage_times import StepTime, step_time
 from trd_ray.cost.traffic import Flow, num_micro_batches, step_traffic
 from trd_ray.cost.workload import Lengths, for_method, longest_lengths, with_means
+from trd_ray.errors import ConfigError, describe
 from trd_ray.memory_checks import MemoryCheck, memory_checks
 from trd_ray.memory_plan import RoleMemory, memory_plan
 from trd_ray.roles import Role
@@ -30,6 +32,17 @@ class GivenLengths:
     prompt: float | None = None
     rollout: float | None = None
     refinement: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("prompt", "rollout", "refinement"):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                raise ConfigError(
+                    describe(
+                        "a length is no number of tokens", where=f"--{name}-tokens", got=value,
+                        expected="a finite number", remedy="give the mean, or leave it out",
+                    )
+                )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

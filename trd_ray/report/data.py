@@ -65,7 +65,11 @@ def _read_tree(path: Path) -> dict[object, object]:
         return {}
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (
+        yaml.YAMLError,
+        ValueError,
+        KeyError,
+    ) as error:  # the latter two of values, and of what is no text
         tree = error
     if not isinstance(tree, dict):
         raise DataError(
@@ -101,6 +105,6 @@ def _method_sentence(tree: Mapping[object, object]) -> str | None:
         merged = OmegaConf.merge(OmegaConf.structured(MethodConfig), given.method)
         method = OmegaConf.to_object(merged)
         return method.sentence() if tree and isinstance(method, MethodConfig) else None
-    except (ConfigError, OmegaConfBaseException):
+    except (ConfigError, OmegaConfBaseException, ValueError):
         # A run of another version, or one that has no file yet: what options there are tell the rest.
         return None

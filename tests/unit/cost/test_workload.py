@@ -22,8 +22,10 @@ from trd_ray.config import (
     WeightSyncConfig,
 )
 from trd_ray.cost.buffers import target_buffers
+from trd_ray.cost.plan import GivenLengths
 from trd_ray.cost.traffic import num_micro_batches, step_traffic
 from trd_ray.cost.workload import Lengths, for_method, longest_lengths, step_work, with_means
+from trd_ray.errors import ConfigError
 from trd_ray.memory_plan import num_trained_parameters
 from trd_ray.stage_clock import Stage
 from trd_ray.types import (
@@ -216,3 +218,9 @@ def test_a_part_that_was_not_measured_is_as_long_as_it_may_be():
     longest = longest_lengths(PRIVATE)
     assert (lengths.refinement, lengths.teacher_prompt) == (longest.refinement, longest.teacher_prompt)
     assert lengths.trajectory == longest.refinement
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_length_without_end_is_refused(value: float) -> None:
+    with pytest.raises(ConfigError, match=r"--rollout-tokens"):
+        GivenLengths(rollout=value)

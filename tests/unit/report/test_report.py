@@ -193,6 +193,20 @@ def test_findings_warn_of_a_teacher_that_does_not_help(tmp_path):
     assert "50.0% of the trajectories were rejected, most often as empty (80 times)" in texts
 
 
+@pytest.mark.parametrize("text", [b"\xff\xfe", b"run: {dir: 2024-02-30}", b"- list"], ids=repr)
+def test_a_damaged_configuration_is_named(tmp_path, text):
+    folder = fake_run(tmp_path / "run", num_steps=1, evals=False)
+    folder.config.write_bytes(text)
+    with pytest.raises(DataError, match=r"config\.yaml cannot be read"):
+        load_run(folder)
+
+
+def test_a_configuration_without_a_method_tells_none(tmp_path):
+    folder = fake_run(tmp_path / "run", num_steps=1, evals=False)
+    folder.config.write_text("method: abc")
+    assert load_run(folder).method is None
+
+
 def test_findings_tell_a_sure_change_from_an_unsure_one(tmp_path):
     run = load_run(fake_run(tmp_path / "run", num_steps=2))
     first, last = run.evals[0], run.evals[-1]

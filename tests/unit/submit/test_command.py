@@ -36,7 +36,7 @@ class FakeClient:
         return JobDetails(
             type="SUBMISSION", submission_id=job_id, status=self.end, entrypoint="exec sh",
             driver_exit_code=3, start_time=1_700_000_000_000, end_time=1_700_000_042_000,
-            metadata={"job_name": "first"},
+            metadata={"job_name": "[lr=1e-4] first [/b]", "config": "[red]a.yaml"},
             message="it failed\nin line 2",
         )  # fmt: skip
 
@@ -157,6 +157,7 @@ def test_a_cluster_that_does_not_answer_is_exit_code_1(
 def test_jobs_are_listed_with_whole_ids(cli, client: FakeClient):
     code, out, _ = cli("status", "--address", ADDRESS)
     assert code == 0 and "trd_" + "1" * 16 in out and "42 s" in out
+    assert "[lr=1e-4]" in out and "[/b]" in out and "[red]" in out, "what somebody wrote is no markup"
 
 
 def test_one_job_is_shown(cli, client: FakeClient):

@@ -36,6 +36,18 @@ def test_what_is_of_no_use_there_stays(tmp_path: Path):
     assert names(tmp_path) == {"a.yaml", "sub/b.py"}
 
 
+def test_a_name_that_is_no_text_stays_and_is_said(tmp_path: Path):
+    put(tmp_path, "a.yaml", "été.txt")
+    latin = os.fsencode(tmp_path) + b"/\xe9t\xe9"
+    os.makedirs(latin + b".d")
+    Path(os.fsdecode(latin + b".txt")).touch()
+    Path(os.fsdecode(latin + b".d/inner")).touch()
+    assert names(tmp_path) == {"a.yaml", "été.txt"}
+    left_out = {item.name: item.reason for item in packing_list(tmp_path).left_out}
+    assert left_out["\ufffdt\ufffd.txt"] == left_out["\ufffdt\ufffd.d/"] == "its name is not UTF-8"
+    write_package(packing_list(tmp_path), {}, tmp_path.parent / "package.zip")
+
+
 def test_secrets_stay_even_if_asked_for(tmp_path: Path):
     put(
         tmp_path,
