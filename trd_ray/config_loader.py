@@ -8,6 +8,7 @@ quote the line.
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import re
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,8 +22,23 @@ from omegaconf.errors import OmegaConfBaseException
 
 from trd_ray.config import TrdConfig
 from trd_ray.config_keys import known_keys, nearest_key, option_type, sections, type_words
-from trd_ray.config_sources import MOST_SHOWN, Leaf, file_leaves, override_leaves, yaml_problem
+from trd_ray.config_sources import (
+    LIST,
+    MOST_SHOWN,
+    NULL,
+    TIME,
+    Leaf,
+    file_leaves,
+    is_unquoted,
+    override_leaves,
+    yaml_problem,
+)
 from trd_ray.errors import ConfigError, describe, place_of, with_place
+
+_MOST_BITS = 1000
+"""Of a whole number; one with more is no float, and may have more digits than Python writes."""
+# Beside its own errors PyYAML lets through those of the conversions that it calls.
+_UNREADABLE = (ArithmeticError, AttributeError, LookupError, ValueError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,15 +137,8 @@ def _put(tree: dict[str, object], parts: Sequence[str], value: object) -> None:
 
 def _value(leaf: Leaf, root: type) -> object:
     require_known(leaf, root)
-    try:
-        value: object = yaml.SafeLoader("").construct_document(leaf.node)
-    except yaml.YAMLError as error:
-        raise ConfigError(
-            describe(
-                "broken YAML", where=leaf.at_value(), got=yaml_problem(error),
-                expected="valid YAML with plain values", remedy="mend the place that is named",
-            )
-        ) from error  # fmt: skip
+    cls = option_type(leaf.key, root)
+    value = plain_value(leaf.node, where=leaf.at_value(), is_text=str in (cls, *typing.get_args(cls)))
     if value is None:
         raise ConfigError(
             describe(
@@ -140,9 +149,65 @@ def _value(leaf: Leaf, root: type) -> object:
                 remedy="write a value, or remove the line to keep the default",
             )
         )
-    if not _fits_kind(value, option_type(leaf.key, root)):
+    if not _fits_kind(value, cls):
         raise _wrong_type(leaf, value, root)
+    require_literal(value, where=leaf.at_value())
     return value
+
+
+def plain_value(node: yaml.Node, *, where: str, is_text: bool = False) -> object:
+    """What a node says.
+
+    Args:
+        where: for the message if it cannot be read.
+        is_text: the option is a text or a list of texts: `1.10`, `007` and `on` stay as they are written.
+
+    Raises `ConfigError`.
+    """
+    if isinstance(node, yaml.SequenceNode) and node.tag == LIST:
+        return [_plain_item(item, where=where, is_text=is_text) for item in node.value]
+    return _plain_item(node, where=where, is_text=is_text)
+
+
+def _plain_item(node: yaml.Node, *, where: str, is_text: bool) -> object:
+    # A date stays one, and is refused as such.
+    if is_text and is_unquoted(node) and node.tag not in (NULL, TIME):
+        return node.value
+    try:
+        value: object = yaml.SafeLoader("").construct_document(node)
+        if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+            raise OverflowError("a number too long")
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            describe(
+                "broken YAML", where=where, got=yaml_problem(error),
+                expected="valid YAML with plain values", remedy="mend the place that is named",
+            )
+        ) from error  # fmt: skip
+    except _UNREADABLE as error:
+        kind = node.tag.removeprefix("tag:yaml.org,2002:")
+        shown = node.value if isinstance(node, yaml.ScalarNode) else str(error)
+        raise ConfigError(
+            describe(
+                "unreadable value", where=where, got=f"{repr(shown)[:MOST_SHOWN]}, read as {kind}",
+                expected=f"a valid {kind}; a number has 300 digits at most",
+                remedy="correct the value; if it is meant as a text, write it in YAML's quotes",
+            )
+        ) from error  # fmt: skip
+    return value
+
+
+def require_literal(value: object, *, where: str) -> None:
+    """Raise `ConfigError` for a text, alone or in a list, that OmegaConf would take for something else."""
+    for text in value if isinstance(value, list) else (value,):
+        if isinstance(text, str) and (text == "???" or "${" in text):
+            raise ConfigError(
+                describe(
+                    "a value that refers to another, or is left open", where=where,
+                    got=repr(text)[:MOST_SHOWN], expected="the value itself, not `???`, and without `${`",
+                    remedy="write it out (the shell fills in variables only outside of single quotes)",
+                )
+            )  # fmt: skip
 
 
 def _fits_kind(value: object, cls: object) -> bool:
@@ -154,13 +219,15 @@ def _fits_kind(value: object, cls: object) -> bool:
 
 def _wrong_type(leaf: Leaf, value: object, root: type) -> ConfigError:
     shown = repr(value)[:MOST_SHOWN] if isinstance(value, str | int | float) else f"a {type(value).__name__}"
+    is_date = isinstance(value, datetime.date)
+    change = "if it is meant as a text, write it in YAML's quotes" if is_date else "change the value"
     return ConfigError(
         describe(
             "wrong type",
             where=leaf.at_value(),
             got=f"{shown} ({type(value).__name__})",
             expected=type_words(option_type(leaf.key, root)),
-            remedy=f"change the value; {_page(root)} lists every option",
+            remedy=f"{change}; {_page(root)} lists every option",
         )
     )
 

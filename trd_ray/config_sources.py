@@ -21,6 +21,8 @@ from trd_ray.errors import ConfigError, describe
 EXTENDS = "extends"
 MOST_SHOWN = 200
 """Characters of a wrong value that a message shows."""
+NULL, TEXT, LIST, TIME = (f"tag:yaml.org,2002:{kind}" for kind in ("null", "str", "seq", "timestamp"))
+"""Tags of YAML nodes."""
 _MOST_DEPTH = 6
 """Levels of sections that are looked into; no option is so deep, but an alias may refer to what holds it."""
 
@@ -67,13 +69,31 @@ def file_leaves(path: Path, *, seen: tuple[Path, ...] = (), named: _Naming | Non
     by = () if named is None else (named.place, *named.extended_by)
     leaves: list[Leaf] = []
     own: list[Leaf] = []
-    for key_node, value in _pairs(root, file=path):
+    for key_node, value in unique_pairs(root, file=path):
         if key_node.value == EXTENDS:
             for naming in _parents(path, value, extended_by=by):
                 leaves += file_leaves(naming.parent, seen=(*seen, resolved), named=naming)
         else:
             own += flatten_node(key_node, value, prefix="", file=path, extended_by=by)
+    require_set_once(own)
     return leaves + own
+
+
+def require_set_once(leaves: Sequence[Leaf]) -> None:
+    """Raise `ConfigError` if one file sets an option twice, as `a.b: 1` and in `a: {b: 2}`."""
+    first: dict[str, Leaf] = {}
+    for leaf in leaves:
+        if leaf.key in first:
+            before = first[leaf.key]
+            raise ConfigError(
+                describe(
+                    "the same option twice in one file",
+                    where=f"{leaf.at_key()}\n{' ' * 12}beside {before.at_key()}",
+                    got=f"{leaf.key} at {before.place} and at {leaf.place}",
+                    expected="each option once", remedy="remove one of them",
+                )
+            )  # fmt: skip
+        first[leaf.key] = leaf
 
 
 def compose_file(path: Path, *, where: str = "") -> yaml.MappingNode | None:
@@ -178,7 +198,7 @@ def _plain_path(path: Path) -> Path:
     return plain if plain.resolve() == path.resolve() else path
 
 
-def _pairs(node: yaml.MappingNode | None, *, file: Path) -> list[tuple[yaml.Node, yaml.Node]]:
+def unique_pairs(node: yaml.MappingNode | None, *, file: Path) -> list[tuple[yaml.Node, yaml.Node]]:
     """Keys and values of a mapping. Raises `ConfigError` if a key comes twice: the first would be lost."""
     pairs = node.value if node is not None else []
     first: dict[str, yaml.Node] = {}
@@ -209,7 +229,7 @@ def flatten_node(
     key = f"{prefix}{key_node.value}"
     if isinstance(value, yaml.MappingNode) and value.value and key.count(".") < _MOST_DEPTH:
         leaves: list[Leaf] = []
-        for child_key, child in _pairs(value, file=file):
+        for child_key, child in unique_pairs(value, file=file):
             leaves += flatten_node(child_key, child, prefix=f"{key}.", file=file, extended_by=extended_by)
         return leaves
     spot = Place.in_file(file, key_node, value, extended_by=extended_by)
@@ -232,13 +252,41 @@ def override_leaves(overrides: Sequence[str]) -> list[Leaf]:
                 )
             )
         try:
-            node = yaml.compose(value, Loader=yaml.SafeLoader)
+            node = _override_node(value)
         except (yaml.YAMLError, RecursionError) as error:
             raise _broken_override(text) from error
-        nothing = yaml.ScalarNode("tag:yaml.org,2002:null", "")
         spot = Place.in_override(text)
-        leaves.append(Leaf(key=key.strip(), node=node or nothing, place=COMMAND_LINE, spot=spot))
+        leaves.append(Leaf(key=key.strip(), node=node, place=COMMAND_LINE, spot=spot))
     return leaves
+
+
+def _override_node(value: str) -> yaml.Node:
+    """A value on the command line, where `#` begins no comment: what is typed is meant.
+
+    Raises `yaml.YAMLError`.
+    """
+    node = yaml.compose(value, Loader=yaml.SafeLoader)
+    if node is None:
+        text = value.strip()
+        return yaml.ScalarNode(TEXT, text) if text.startswith("#") else yaml.ScalarNode(NULL, "")
+    rest = value
+    for part in reversed(node.value) if isinstance(node, yaml.SequenceNode) else (node,):
+        rest = rest[: part.start_mark.index] + rest[part.end_mark.index :]
+    if "#" not in rest:
+        return node
+    if not is_unquoted(node) or value[: node.start_mark.index].strip():
+        raise yaml.YAMLError("a comment")
+    text = node.value + value[node.end_mark.index :].rstrip()
+    return yaml.ScalarNode(TEXT, text, node.start_mark, node.end_mark)
+
+
+def is_unquoted(node: yaml.Node) -> bool:
+    """It is a scalar without quotes and without a tag: what it is was found out from its spelling."""
+    if not isinstance(node, yaml.ScalarNode) or node.style:
+        return False
+    loader = yaml.SafeLoader("")
+    tag: str = loader.resolve(yaml.ScalarNode, node.value, (True, False))  # type: ignore[no-untyped-call]
+    return node.tag == tag
 
 
 def _override_remedy(text: str) -> str:

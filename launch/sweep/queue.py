@@ -66,7 +66,10 @@ class TrialQueue(Searcher):
 
 
 class Proposals:
-    """Trials that Optuna's TPE proposes, at most `search.num_samples` with those that there are already."""
+    """Trials that Optuna's TPE proposes, at most `search.num_samples` with those that there are already.
+
+    Those must fit the sweep file: see `require_same_search`.
+    """
 
     def __init__(
         self,

@@ -23,6 +23,7 @@ from trd_ray.sweep.state import (
     SweepState,
     TrialRecord,
     TrialStatus,
+    require_same_search,
     resumed_records,
     write_trial_config,
 )
@@ -72,7 +73,10 @@ def check_machine(sweep: Sweep, wanted: Wanted) -> None:
 def _state(sweep: Sweep, wanted: Wanted, folder: SweepFolder, *, resume: bool) -> SweepState:
     by_optuna = sweep.options.search.kind is SearchKind.OPTUNA
     if resume:
-        records = resumed_records(SweepState.read(folder), wanted, folder, open_ended=by_optuna)
+        past = SweepState.read(folder)
+        if by_optuna:
+            require_same_search(sweep, past, folder)
+        records = resumed_records(past, wanted, folder, open_ended=by_optuna)
     elif folder.state.exists():
         raise ConfigError(
             describe(

@@ -36,7 +36,7 @@ class Row:
     variant: str
     trials: tuple[TrialLine, ...]
     mean: float | None
-    """Over trials that are done; None if there is none."""
+    """Over trials that are done, each seed weighing alike; None if there is none."""
     interval: Interval | None
     """95%, over seeds; None for fewer than two."""
     difference: PairedDifference | None = None
@@ -44,7 +44,8 @@ class Row:
 
     @property
     def num_done(self) -> int:
-        return sum(line.counts for line in self.trials)
+        """Seeds with a trial that counts: what the interval is over. Repeats of a seed are one."""
+        return len(self.by_seed)
 
     @property
     def statuses(self) -> Mapping[TrialStatus, int]:
@@ -73,12 +74,8 @@ class Row:
 
     @property
     def by_seed(self) -> dict[int, float]:
-        """Values that count."""
-        return {
-            _NO_SEED if line.record.seed is None else line.record.seed: line.result.value
-            for line in self.trials
-            if line.counts and line.result.value is not None
-        }
+        """Values that count; where Optuna repeated a seed, their mean."""
+        return _by_seed(self.trials)
 
     @property
     def curve(self) -> Curve:
@@ -132,13 +129,23 @@ def leaderboard(name: str, lines: Sequence[TrialLine], metric: MetricConfig) -> 
 
 
 def _row(variant: str, lines: Sequence[TrialLine]) -> Row:
-    values = [line.result.value for line in lines if line.counts and line.result.value is not None]
+    values = list(_by_seed(lines).values())
     return Row(
         variant=variant,
         trials=tuple(lines),
         mean=math.fsum(values) / len(values) if values else None,
         interval=seeds_interval(values),
     )
+
+
+def _by_seed(lines: Sequence[TrialLine]) -> dict[int, float]:
+    # Repeats of a seed are not independent: as values of their own they would narrow the interval.
+    groups: dict[int, list[float]] = {}
+    for line in lines:
+        if line.counts and line.result.value is not None:
+            seed = _NO_SEED if line.record.seed is None else line.record.seed
+            groups.setdefault(seed, []).append(line.result.value)
+    return {seed: math.fsum(values) / len(values) for seed, values in groups.items()}
 
 
 class _Order:

@@ -10,8 +10,10 @@ from typing import NoReturn
 
 import yaml
 
-from trd_ray.config_loader import require_known
-from trd_ray.config_sources import Leaf
+from trd_ray.config_keys import option_type
+from trd_ray.config_loader import plain_value, require_known, require_literal
+from trd_ray.config_places import COMMAND_LINE
+from trd_ray.config_sources import Leaf, unique_pairs
 from trd_ray.errors import ConfigError, describe
 from trd_ray.sweep.axes import CONFIG, METHOD, Axis, AxisKind, Point, Value
 
@@ -28,7 +30,8 @@ _EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 
 def parse_axes(leaf: Leaf, path: Path) -> Iterator[Axis]:
     """`axes: {key: {kind: values}}`, or `key: [values]` for a grid."""
-    for key_node, node in _mapping(leaf, "`key: {grid: [...]}` lines").value:
+    mapping = _mapping(leaf, "`key: {grid: [...]}` lines")
+    for key_node, node in unique_pairs(mapping, file=source_of(leaf, path)):
         key, place = str(key_node.value), f"{path}:{key_node.start_mark.line + 1} axes"
         _check_key(key, node, place)
         yield _axis(key, node, place, path)
@@ -40,9 +43,10 @@ def parse_zip(leaf: Leaf, path: Path) -> Iterator[Axis]:
         _refuse("`zip` must be a list of mappings", leaf.place, leaf.node.value, "- {key: [..], other: [..]}")
     for node in leaf.node.value:
         place = f"{path}:{node.start_mark.line + 1} zip"
+        mapping = _mapping(Leaf(key="zip", node=node, place=place), "`key: [..]`")
         columns = {
             str(key_node.value): _column(str(key_node.value), values, place, path)
-            for key_node, values in _mapping(Leaf(key="zip", node=node, place=place), "`key: [..]`").value
+            for key_node, values in unique_pairs(mapping, file=source_of(leaf, path))
         }
         lengths = {key: len(column) for key, column in columns.items()}
         if len(set(lengths.values())) != 1:
@@ -55,13 +59,18 @@ def parse_zip(leaf: Leaf, path: Path) -> Iterator[Axis]:
 
 def parse_seeds(leaf: Leaf) -> tuple[int, ...]:
     """`seeds: [0, 1]`."""
-    given = _plain(leaf.node)
+    given = plain_value(leaf.node, where=f"{leaf.key} ({leaf.place})")
     seeds = [seed for seed in given if type(seed) is int and seed >= 0] if isinstance(given, list) else []
     if not seeds or seeds != given or len(set(seeds)) != len(seeds):
         _refuse(
             "`seeds` must be a list of seeds", leaf.place, given, "different whole numbers from 0, [0, 1]"
         )
     return tuple(seeds)
+
+
+def source_of(leaf: Leaf, path: Path) -> Path:
+    """The sweep file, or `command line` in its place."""
+    return Path(COMMAND_LINE) if leaf.place == COMMAND_LINE else path
 
 
 def file_of(key: str, value: str, path: Path) -> Path:
@@ -110,11 +119,11 @@ def _axis(key: str, node: yaml.Node, place: str, path: Path) -> Axis:
 
 
 def _range(key: str, kind: AxisKind, node: yaml.Node, place: str) -> tuple[float, float]:
-    values = _plain(node)
+    values = plain_value(node, where=f"{place}.{key}")
     numbers = [_number(v) for v in values] if isinstance(values, list) else []
     ends = [float(v) for v in numbers if isinstance(v, int | float) and not isinstance(v, bool)]
     least = 0.0 if kind is AxisKind.LOGUNIFORM else -float("inf")
-    if len(numbers) != 2 or len(ends) != 2 or not least < ends[0] < ends[1]:
+    if len(numbers) != 2 or len(ends) != 2 or not least < ends[0] < ends[1] < float("inf"):
         above = " above 0" if kind is AxisKind.LOGUNIFORM else ""
         _refuse("a range has two ends", f"{place}.{key}", values, f"[low, high], low below high{above}")
     return ends[0], ends[1]
@@ -122,13 +131,16 @@ def _range(key: str, kind: AxisKind, node: yaml.Node, place: str) -> tuple[float
 
 def _column(key: str, node: yaml.Node, place: str, path: Path) -> list[Value]:
     _check_key(key, node, place)
-    values = _plain(node)
+    is_file = key in (METHOD, CONFIG)
+    is_text = is_file or option_type(key) is str
+    values = plain_value(node, where=f"{place}.{key}", is_text=is_text)
     if not isinstance(values, list):
-        values = [values] if key in (METHOD, CONFIG) and isinstance(values, str) else []
+        values = [values] if is_file and isinstance(values, str) else []
     if not values or not all(isinstance(value, str | int | float | bool) for value in values):
         _refuse("an axis needs values", f"{place}.{key}", values, "a list of plain values")
-    if key not in (METHOD, CONFIG):
-        return [_number(value) for value in values]
+    if not is_file:
+        require_literal(values, where=f"{place}.{key}")
+        return [value if is_text else _number(value) for value in values]
     return [name for value in values for name in _files(key, str(value), path)]
 
 
@@ -163,11 +175,6 @@ def _mapping(leaf: Leaf, expected: str) -> yaml.MappingNode:
     if not isinstance(leaf.node, yaml.MappingNode) or not leaf.node.value:
         _refuse(f"{leaf.key} must hold keys", leaf.place, leaf.node.value or "nothing", expected)
     return leaf.node
-
-
-def _plain(node: yaml.Node) -> object:
-    value: object = yaml.SafeLoader("").construct_document(node)
-    return value
 
 
 def _number(value: Value) -> Value:

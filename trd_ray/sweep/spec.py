@@ -12,11 +12,18 @@ import yaml
 from omegaconf import OmegaConf
 
 from trd_ray.config_loader import merge_leaves
-from trd_ray.config_sources import Leaf, compose_file, flatten_node, override_leaves
+from trd_ray.config_sources import (
+    Leaf,
+    compose_file,
+    flatten_node,
+    override_leaves,
+    require_set_once,
+    unique_pairs,
+)
 from trd_ray.errors import ConfigError, describe
 from trd_ray.sweep.axes import CONFIG, METHOD, Axis
 from trd_ray.sweep.options import MetricConfig, SearchKind, StopKind, SweepOptions
-from trd_ray.sweep.parse import file_of, parse_axes, parse_seeds, parse_zip
+from trd_ray.sweep.parse import file_of, parse_axes, parse_seeds, parse_zip, source_of
 
 _BY_HAND = ("set", "axes", "zip", "seeds")
 _PREFIX = "sweep."
@@ -99,14 +106,14 @@ def _read(path: Path) -> tuple[dict[str, Leaf], list[Leaf]]:
     """The sections that are read by hand, and the leaves of all others."""
     sections: dict[str, Leaf] = {}
     leaves: list[Leaf] = []
-    root = compose_file(path)
-    for key_node, value in root.value if root is not None else ():
+    for key_node, value in unique_pairs(compose_file(path), file=path):
         place = f"{path}:{key_node.start_mark.line + 1}"
         _require_section(str(key_node.value), place)
         if key_node.value in _BY_HAND:
             sections[key_node.value] = Leaf(key=key_node.value, node=value, place=place)
         else:
             leaves += flatten_node(key_node, value, prefix="", file=path)
+    require_set_once(leaves)
     return sections, leaves
 
 
@@ -127,9 +134,9 @@ def _require_section(name: str, place: str) -> None:
     )
 
 
-def _fixed(sections: dict[str, Leaf], path: Path) -> Iterator[Leaf]:
+def _fixed(sections: dict[str, Leaf], path: Path) -> list[Leaf]:
     if "set" not in sections:
-        return
+        return []
     node = sections["set"].node
     if not isinstance(node, yaml.MappingNode):
         raise ConfigError(
@@ -141,8 +148,12 @@ def _fixed(sections: dict[str, Leaf], path: Path) -> Iterator[Leaf]:
                 remedy="write for example set: {run.num_steps: 10}",
             )
         )
-    for key_node, value in node.value:
-        yield from flatten_node(key_node, value, prefix="", file=path)
+    file = source_of(sections["set"], path)
+    leaves: list[Leaf] = []
+    for key_node, value in unique_pairs(node, file=file):
+        leaves += flatten_node(key_node, value, prefix="", file=file)
+    require_set_once(leaves)
+    return leaves
 
 
 def _parsed(sections: dict[str, Leaf], name: str, path: Path) -> Iterator[Axis]:

@@ -17,8 +17,9 @@ from trd_ray.errors import ConfigError, DataError, describe
 from trd_ray.folder_lock import only_driver
 from trd_ray.resume import differences
 from trd_ray.run_folder import RunFolder
-from trd_ray.sweep.axes import Point
-from trd_ray.sweep.trials import Trial
+from trd_ray.sweep.axes import Axis, Point, Value
+from trd_ray.sweep.spec import Sweep
+from trd_ray.sweep.trials import Trial, TrialConfigs
 
 log = logging.getLogger(__name__)
 
@@ -217,6 +218,62 @@ def resumed_records(
     kept = [r for r in state.records if r.name in wanted or (open_ended and r.attempts)]
     records = [r if r.status.is_final else replace(r, status=TrialStatus.PENDING) for r in kept]
     return (*records, *(TrialRecord.of(wanted[name][0]) for name in new if not open_ended))
+
+
+def require_same_search(sweep: Sweep, state: SweepState, folder: SweepFolder) -> None:
+    """A resumed open-ended search must hold what it has proposed: its trials are not in the sweep file.
+
+    Raises `ConfigError` naming the axis that no longer holds a trial that has run, or each option that the
+    sweep file now gives such a trial otherwise.
+    """
+    tried = [record for record in state.records if record.attempts]
+    # Axes first: a value that is gone may name a file that is gone too.
+    for record in tried:
+        _require_on_axes(sweep, folder, record)
+    configs, changed = TrialConfigs(sweep), []
+    for record in tried:
+        if folder.config(record.name).is_file():
+            changed += _changes(record.name, folder.config(record.name), configs.config(record.trial))
+    if changed:
+        raise _changed(folder, "; ".join(changed))
+
+
+def _require_on_axes(sweep: Sweep, folder: SweepFolder, record: TrialRecord) -> None:
+    values = dict(record.settings)
+    for axis in sweep.axes:
+        if not _holds(axis, values):
+            shown = {key: values.get(key, "no value") for key in axis.keys}
+            raise _off_axis(folder, record, axis.place, ", ".join(axis.keys), shown, _span(axis))
+    known = {key for axis in sweep.axes for key in axis.keys}
+    for key in values:
+        if key not in known:
+            raise _off_axis(folder, record, str(sweep.path), key, {key: values[key]}, "no such axis")
+
+
+def _holds(axis: Axis, values: Mapping[str, Value]) -> bool:
+    if not values.keys() >= set(axis.keys):
+        return False
+    if not axis.kind.is_range:
+        return tuple((key, values[key]) for key in axis.keys) in axis.points
+    value = values[axis.id]
+    return isinstance(value, int | float) and not isinstance(value, bool) and axis.low <= value <= axis.high
+
+
+def _span(axis: Axis) -> str:
+    return f"{axis.low:g} to {axis.high:g}" if axis.kind.is_range else str([dict(p) for p in axis.points])
+
+
+def _off_axis(
+    folder: SweepFolder, record: TrialRecord, place: str, name: str, got: Mapping[str, Value], now: str
+) -> ConfigError:
+    return ConfigError(
+        describe(
+            f"the axis {name} no longer holds a trial that has run", where=place,
+            got=f"trial {record.name} of {folder.path} with {dict(got)}; the axis now: {now}",
+            expected="the axes that the search began with; they may gain values, and ranges may widen",
+            remedy="restore the axis, or start a new sweep with another sweep.dir",
+        )
+    )  # fmt: skip
 
 
 def _changes(name: str, saved: Path, config: TrdConfig) -> list[str]:

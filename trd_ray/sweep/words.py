@@ -85,9 +85,10 @@ def first_line(message: str) -> str:
 
 
 READING = (
-    "The mean is over trials that are done, one a seed. Its 95% interval is over seeds: mean plus or minus "
-    "t times the standard error, n - 1 degrees of freedom, not cut where it leaves the possible values: that "
-    "says how little so few seeds tell. One seed has none. The difference to the first row is taken seed by "
-    "seed, over the seeds that both have; not distinguishable means that its 95% interval holds 0. Intervals "
-    "are not corrected for the number of rows. Time and tokens are those of all trials of a row."
+    "The mean is over trials that are done, one a seed (repeats of a seed are averaged first). Its 95% "
+    "interval is over seeds: mean plus or minus t times the standard error, n - 1 degrees of freedom, not "
+    "cut where it leaves the possible values: that says how little so few seeds tell. One seed has none. "
+    "The difference to the first row is taken seed by seed, over the seeds that both have; not "
+    "distinguishable means that its 95% interval holds 0. Intervals are not corrected for the number of "
+    "rows. Time and tokens are those of all trials of a row."
 )

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -19,9 +20,10 @@ from launch.sweep.trial import NAME, VALUE, TrialWork
 from launch.sweep.trial_process import TrialProcess, trial_environment
 from tests.unit.sweep.sweep_files import record, sweep_of, write_evals
 from trd_ray.config_loader import load_config
+from trd_ray.errors import ConfigError
 from trd_ray.placement_plan import placement_plan
 from trd_ray.sweep.options import MetricConfig, TrialsConfig
-from trd_ray.sweep.state import SweepFolder, SweepState, TrialStatus
+from trd_ray.sweep.state import SweepFolder, SweepState, TrialStatus, require_same_search
 
 ROOT = Path(__file__).parents[3]
 GIB = 2**30
@@ -148,11 +150,14 @@ def test_suggestions_and_settings_are_inverse(tmp_path: Path):
     assert suggestion_of(axes, settings) == suggestion
 
 
-def searched(tmp_path: Path, records: list) -> tuple[TrialQueue, SweepState, SweepFolder]:
-    sweep = sweep_of(tmp_path, SEARCH)
+def searched(
+    tmp_path: Path, records: list, text: str = SEARCH, *overrides: str
+) -> tuple[TrialQueue, SweepState, SweepFolder]:
+    sweep = sweep_of(tmp_path, text, *overrides)
     folder = SweepFolder(tmp_path / "out")
     folder.path.mkdir(exist_ok=True)
     state = SweepState(folder, records)
+    require_same_search(sweep, state, folder)
     proposals = Proposals(sweep, state, folder, on_new=lambda record, _: state.put(record))
     return TrialQueue(state, proposals), state, folder
 
@@ -189,6 +194,62 @@ def test_a_resumed_search_runs_the_failed_again_and_knows_the_ended(tmp_path: Pa
     assert [trial.value for trial in study.trials] == [0.75]
     assert [queue.suggest(str(i))[NAME] in state for i in range(1, 5)] == [True] * 4
     assert queue.suggest("5") == "FINISHED"
+
+
+def ended(tmp_path: Path, text: str, *overrides: str) -> list:
+    """A search one of whose trials, as Optuna proposed it, is done."""
+    queue, state, folder = searched(tmp_path, [], text, *overrides)
+    name = queue.suggest("0")[NAME]
+    write_evals(folder.run(name), [(4, 0.75)])
+    return [replace(state[name], status=TrialStatus.DONE, attempts=1)]
+
+
+def test_a_resumed_search_refuses_another_option_by_trial_and_key(tmp_path: Path):
+    records = ended(tmp_path, SEARCH + "set: {run.num_steps: 30}\n")
+    with pytest.raises(ConfigError) as error:
+        searched(tmp_path, records, SEARCH + "set: {run.num_steps: 600}\n")
+    assert f"{records[0].name}: run.num_steps: 30 then, 600 now" in str(error.value)
+    # 4 is that of the base configuration.
+    with pytest.raises(ConfigError, match=r"run\.num_steps: 30 then, 4 now"):
+        searched(tmp_path, records, SEARCH)
+
+
+def test_a_resumed_search_accepts_what_no_number_depends_on(tmp_path: Path):
+    queue, *_ = searched(tmp_path, ended(tmp_path, SEARCH), SEARCH, "timeouts.start_s=5")
+    assert len(queue._proposals._optuna._ot_study.trials) == 1
+
+
+RATE = "axes: {learner.optimizer.learning_rate: {loguniform: [1.0e-4, 1.0e-3]}"
+STEPS = "run.num_steps: {choice: [30]}"
+OPTUNA = "\nsearch: {kind: optuna, num_samples: 6}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        (f"{RATE}, {STEPS}, pipeline.prompts_per_step: [8, 16]}}", "pipeline.prompts_per_step"),
+        (f"{RATE}}}", "run.num_steps"),
+        (f"{RATE}, {STEPS.replace('30', '40')}}}", "run.num_steps"),
+        (f"{RATE.replace('1.0e-4', '9.99e-4')}, {STEPS}}}", "learner.optimizer.learning_rate"),
+        (f"axes: {{learner.optimizer.learning_rate: [0.5], {STEPS}}}", "learner.optimizer.learning_rate"),
+    ],
+    ids=["axis added", "axis removed", "value removed", "range narrowed", "range made a grid"],
+)
+def test_a_resumed_search_refuses_axes_that_do_not_hold_its_trials(tmp_path: Path, text: str, key: str):
+    records = ended(tmp_path, f"{RATE}, {STEPS}}}{OPTUNA}")
+    with pytest.raises(ConfigError) as error:
+        searched(tmp_path, records, text + OPTUNA)
+    message = str(error.value)
+    assert key in message and records[0].name in message
+    assert "restore the axis" in message and "sweep.dir" in message
+
+
+def test_axes_of_a_resumed_search_may_grow(tmp_path: Path):
+    records = ended(tmp_path, f"{RATE}, {STEPS}}}{OPTUNA}")
+    text = f"{RATE.replace('1.0e-4', '1.0e-5')}, {STEPS.replace('30', '20, 30')}}}{OPTUNA}"
+    queue, *_ = searched(tmp_path, records, text)
+    (known,) = queue._proposals._optuna._ot_study.trials
+    assert (known.params["run.num_steps"], known.value) == (1, 0.75)
 
 
 def test_this_process_starts_trials_that_watch_it():

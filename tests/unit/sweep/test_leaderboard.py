@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,35 @@ def test_rows_are_in_order_done_ones_first(board):
     assert behind.mean is None and behind.newest == 0.05 and broken.newest is None
     assert fast.curve == ((1, pytest.approx(1.1 / 3)), (2, pytest.approx(0.61)))
     assert slow.spent_s == 180.0 and slow.num_tokens == 300
+
+
+def repeated(variant: str, number: int, seed: int, value: float) -> TrialLine:
+    """A variant that Optuna proposed again: another trial with the same seed."""
+    name = variant if number == 1 else f"{variant}__{number}"
+    one = line(variant, seed, value)
+    return replace(one, record=replace(one.record, name=name))
+
+
+def test_repeats_of_one_seed_have_no_interval():
+    board = leaderboard("mine", [repeated("a", 1, 0, 0.9), repeated("a", 2, 0, 0.9)], MetricConfig())
+    (row,) = board.rows
+    assert (row.mean, row.interval, row.num_done) == (pytest.approx(0.9), None, 1)
+    assert words.interval(row) == "one seed: none"
+
+
+def test_repeats_are_averaged_before_seeds_are_paired():
+    lines = [repeated("a", 1, 0, 0.9), *(repeated("b", i, 0, v) for i, v in ((1, 0.8), (2, 0.6)))]
+    _, second = leaderboard("mine", lines, MetricConfig()).rows
+    # The mean of b is 0.7; its last repeat alone would make -0.3.
+    assert (second.difference.num_pairs, second.difference.mean) == (1, pytest.approx(-0.2))
+
+
+def test_each_seed_weighs_alike_however_often_it_was_repeated():
+    # Seed 0: (0.7 + 0.9) / 2 = 0.8; seed 1: 1.0: as in test_interval_of_two_seeds_is_not_cut.
+    lines = [repeated("a", 1, 0, 0.7), repeated("a", 2, 0, 0.9), repeated("a", 3, 1, 1.0)]
+    (row,) = leaderboard("mine", lines, MetricConfig()).rows
+    assert (row.mean, row.num_done) == (pytest.approx(0.9), 2)
+    assert row.interval == pytest.approx((0.9 - 1.2706205, 0.9 + 1.2706205), abs=1e-6)
 
 
 def test_less_is_better_if_asked():
