@@ -38,8 +38,8 @@ cat configs/base.yaml                     # all defaults
 A configuration file names only what differs from the defaults, and may build on others
 (`extends: [other.yaml]`, relative to the file; later ones win, then the file itself, then `key=value` on the
 command line). A range that is given is checked before anything is started.
-The value of a text option is what is written there: `run.dir=1.10` stays `1.10`, and on the command line `#` begins
-no comment. `${...}` and `???` are refused: values do not refer to each other.
+The value of a text option is what is written there: `run.dir=1.10` stays `1.10`, and on the command line
+`#` begins no comment. `${...}` and `???` are refused: values do not refer to each other.
 """
 
 
