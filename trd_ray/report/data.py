@@ -65,11 +65,7 @@ def _read_tree(path: Path) -> dict[object, object]:
         return {}
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (
-        yaml.YAMLError,
-        ValueError,
-        KeyError,
-    ) as error:  # the latter two of values, and of what is no text
+    except (yaml.YAMLError, ValueError, KeyError) as error:  # PyYAML lets errors of conversions through
         tree = error
     if not isinstance(tree, dict):
         raise DataError(
