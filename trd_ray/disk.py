@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import shutil
 from collections.abc import Iterator
@@ -44,6 +45,20 @@ def write_whole(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
+
+
+def append_whole(file: io.FileIO, data: bytes) -> None:
+    """Write at the end of a file that has no buffer: all of it, or nothing and an `OSError`.
+
+    Without a buffer, what the disk refused does not come back when the file is closed.
+    """
+    size, rest = os.fstat(file.fileno()).st_size, memoryview(data)
+    try:
+        while rest:
+            rest = rest[file.write(rest) or 0 :]
+    except OSError:
+        file.truncate(size)
+        raise
 
 
 # Less is no room for any tensor file.

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from trd_ray.disk import writing
+from trd_ray.disk import append_whole, writing
 from trd_ray.errors import DataError, describe
 
 _log = logging.getLogger(__name__)
@@ -87,20 +87,13 @@ class JsonLinesWriter:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
-        # Without a buffer: what the disk refuses must not come back when the file is closed.
         self._file = path.open("ab", buffering=0)
 
     def write(self, record: Mapping[str, object]) -> None:
         """Raises `DiskError` if there is no room; then nothing of the line is there."""
-        line = memoryview(dump_line(record).encode())
+        line = dump_line(record).encode()
         with writing(self._path):
-            size = self._path.stat().st_size
-            try:
-                while line:
-                    line = line[self._file.write(line) or 0 :]
-            except OSError:
-                self._file.truncate(size)
-                raise
+            append_whole(self._file, line)
 
     def close(self) -> None:
         """May be called more than once."""

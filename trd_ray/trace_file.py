@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from trd_ray.disk import append_whole
+
 _log = logging.getLogger(__name__)
 
 _FLUSH_EVENTS = 512
@@ -47,7 +49,6 @@ class TraceFile:
         self._max_bytes = max_bytes
         self._lines: list[str] = []
         self._is_refused = False
-        # Without a buffer: what the disk refuses must not come back when the file is closed.
         self._file = path.open("r+b" if tail is not None else "wb", buffering=0)
         self._file.truncate(self._num_bytes)
         self._file.seek(self._num_bytes)
@@ -79,15 +80,11 @@ class TraceFile:
     def _append(self, data: bytes) -> None:
         if self._is_refused:
             return
-        size, rest = self._file.tell(), memoryview(data)
         try:
-            while rest:
-                rest = rest[self._file.write(rest) or 0 :]
+            append_whole(self._file, data)
         except OSError as error:
             self._is_refused = True
             _log.warning("%s is not continued: %s", self._path, error)
-            with contextlib.suppress(OSError):
-                self._file.truncate(size)
 
     def close(self) -> None:
         """Close the array and the file. May be called more than once."""

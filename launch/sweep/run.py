@@ -14,7 +14,7 @@ from launch.preflight import check_packages, check_run
 from launch.sweep.book import SweepBook
 from launch.sweep.tables import leaderboard_table
 from trd_ray.config import OptimizerConfig, RunConfig, TrdConfig
-from trd_ray.disk import writing
+from trd_ray.disk import write_whole
 from trd_ray.errors import ConfigError, TrdRayError, describe
 from trd_ray.sweep.options import SearchKind
 from trd_ray.sweep.spec import Sweep, dump_options
@@ -90,8 +90,7 @@ def _state(sweep: Sweep, wanted: Wanted, folder: SweepFolder, *, resume: bool) -
     for record in records:
         if record.status is TrialStatus.PENDING and record.name in wanted:
             write_trial_config(folder, record.name, wanted[record.name][1])
-    with writing(folder.options):
-        folder.options.write_text(dump_options(sweep.options), encoding="utf-8")
+    write_whole(folder.options, dump_options(sweep.options))
     state.write()
     return state
 

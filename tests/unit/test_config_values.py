@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.test_config_places import refusal
 from trd_ray.config_loader import dump_config, load_config
-from trd_ray.errors import ConfigError
 
 SPELLINGS = ("1.10", "007", "12:30", "on", "no", "1_000", "0x10", "1e-4", "=", "<<", "9" * 5000)
 
@@ -17,15 +17,6 @@ def empty(tmp_path: Path) -> Path:
     path = tmp_path / "empty.yaml"
     path.write_text("")
     return path
-
-
-def refusal(path: Path, *overrides: str) -> str:
-    with pytest.raises(ConfigError) as caught:
-        load_config(path, overrides)
-    message = str(caught.value)
-    for answer in ("where:    ", "got:      ", "expected: ", "remedy:   "):
-        assert answer in message
-    return message
 
 
 @pytest.mark.parametrize("text", SPELLINGS, ids=lambda text: text[:10])
