@@ -230,7 +230,7 @@ class Engine:
                 await self._load(manifest, policy_version, timeout_s)
                 load_s = time.perf_counter() - loading
                 self._policy_version = policy_version
-                await self._limited(llm.resume_generation(), "resume_generation", timeout_s)
+                await self._limited(self._resume_as(policy_version), "resume_generation", timeout_s)
                 self._failure = None
                 finished = True
             finally:
@@ -241,8 +241,6 @@ class Engine:
         )
 
     async def _load(self, manifest: WeightManifest, policy_version: int, timeout_s: float) -> None:
-        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
-
         info: dict[str, object] = {
             "names": [spec.name for spec in manifest.tensors],
             "dtype_names": [spec.dtype for spec in manifest.tensors],
@@ -250,12 +248,14 @@ class Engine:
         }
         if self._options.weight_transfer_backend != NCCL_BACKEND:
             info["policy_version"] = policy_version
-        request = WeightTransferUpdateRequest(update_info=info)
+        call = self._live("update_weights").collective_rpc("trd_update_weights", args=(info,))
+        await self._limited(call, "update_weights", timeout_s)
+
+    async def _resume_as(self, policy_version: int) -> None:
+        """Go on with weights of a version, which labels each token from here on."""
         llm = self._live("update_weights")
-        await self._limited(llm.start_weight_update(), "start_weight_update", timeout_s)
-        await self._limited(llm.update_weights(request), "update_weights", timeout_s)
-        finish = llm.finish_weight_update(weight_version=str(policy_version))
-        await self._limited(finish, "finish_weight_update", timeout_s)
+        # The engine takes its messages in the order in which they are sent: no token is made between the two.
+        await asyncio.gather(llm.update_weight_version(str(policy_version)), llm.resume_generation())
 
     async def _after_failed_update(self, policy_version: int, touched: bool) -> None:
         """Resume an engine whose weights are whole; else end its requests and refuse others."""

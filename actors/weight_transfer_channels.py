@@ -10,8 +10,8 @@ from typing import Protocol
 
 import torch
 
-from actors.weight_transfer_buckets import Bucket, bucket_view, plan_buckets, send_buckets
-from actors.weight_transfer_group import TRAILER_BYTES, TransferGroup, TransferLostError
+from actors.weight_transfer_buckets import Contents, Seal, plan_buckets, send_buckets
+from actors.weight_transfer_group import TransferGroup, TransferLostError
 from trd_ray.errors import (
     ActorTimeoutError,
     MissingDependencyError,
@@ -19,7 +19,7 @@ from trd_ray.errors import (
     WeightSyncError,
     describe,
 )
-from trd_ray.weights import WeightChecksum, WeightManifest, copy_canonical
+from trd_ray.weights import PushChecksum, WeightChecksum, WeightManifest, copy_canonical
 
 logger = logging.getLogger(__name__)
 
@@ -75,35 +75,38 @@ class GlooChannel:
     ) -> str:
         group = self._group
         push = group.begin_push()
-        checksum = WeightChecksum()
+        buckets = plan_buckets(manifest, self._bucket_bytes)
+        checksum, canonical = PushChecksum(manifest), WeightChecksum()
 
         def meet() -> None:
             # Nobody waits in a broadcast before all are there.
             if culprits := group.await_receivers(push, done=False):
                 raise self._failure(culprits, push, "beginning the push")
 
-        def fill(bucket: Bucket, buffer: torch.Tensor) -> None:
-            for entry in bucket.entries:
-                name, tensor = next(tensors)
-                view = bucket_view(buffer, entry)
-                if read_back:
-                    copy_canonical(tensor.to(view.dtype), view)
-                else:
-                    view.copy_(tensor)
-                checksum.add_bytes(name, view)
+        def fill(contents: Contents) -> Seal:
+            for piece in contents.bucket.pieces:
+                for entry in piece.entries:
+                    name, tensor = next(tensors)
+                    view = contents.tensor(entry)
+                    if read_back:
+                        copy_canonical(tensor.to(view.dtype), view)
+                        canonical.add(name, view)
+                    else:
+                        view.copy_(tensor)
+                checksum.add(contents.raw[piece.start : piece.end])
+            if contents.bucket is buckets[-1]:
+                # The sender's check raises here if there are more tensors than the manifest says.
+                next(tensors, None)
+            return Seal(policy_version=policy_version, digest=checksum.digest())
 
         try:
-            send_buckets(group, plan_buckets(manifest, self._bucket_bytes), fill, meet)
-            # The sender's check raises here if there are more tensors than the manifest says.
-            next(tensors, None)
-            trailer = policy_version.to_bytes(TRAILER_BYTES - 32, "little") + checksum.digest()
-            group.finish(group.broadcast(torch.frombuffer(bytearray(trailer), dtype=torch.uint8)))
+            send_buckets(group, buckets, fill, meet)
         except TransferLostError as error:
             culprits = group.give_up(push)
             raise self._failure(culprits, push, f"receiving policy version {policy_version}") from error
         if group.await_receivers(push, done=True):
             raise self._failure(group.give_up(push), push, "loading the push")
-        return checksum.hexdigest()
+        return canonical.hexdigest() if read_back else checksum.digest().hex()
 
     def _failure(self, culprits: Sequence[int], push: int, what: str) -> TrdRayError:
         errors = {self._names[rank]: line for rank, line in self._group.errors(push).items()}

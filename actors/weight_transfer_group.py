@@ -20,8 +20,6 @@ import torch.distributed
 
 from actors.weight_transfer_memory import SharedMemory
 
-TRAILER_BYTES = 40
-"""The policy version (8 bytes, little-endian) and the checksum (32) that end a push."""
 _c10d: Any = torch.distributed  # torch leaves its stores and process groups untyped
 _MIN_POLL_S, _MAX_POLL_S, _POLL_SHARE = 0.0001, 0.02, 0.05
 """A wait looks again after this share of the time it has taken: it adds 5% at most, and asks seldom."""
@@ -55,6 +53,10 @@ def local_address_towards(address: str, port: int) -> str:
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         probe.connect((address, port))
         return str(probe.getsockname()[0])
+
+
+def _errors_in(lines: dict[int, str]) -> dict[int, str]:
+    return {rank: line.removeprefix(_ERROR) for rank, line in lines.items() if line.startswith(_ERROR)}
 
 
 class TransferGroup:
@@ -146,12 +148,16 @@ class TransferGroup:
         if memory is not None:
             memory.close()
 
-    def _await(self, condition: Callable[[], bool], limit_s: float | None = None) -> bool:
-        """Ask again and again until the condition holds or the limit has passed; whether it holds."""
+    def _await(
+        self, condition: Callable[[], bool], limit_s: float | None = None, stop: str | None = None
+    ) -> bool:
+        """Ask again and again until the condition holds; False after the limit, or if `stop` is set."""
         start = time.monotonic()
         while not condition():
             elapsed_s = time.monotonic() - start
             if elapsed_s > (self.timeout_s if limit_s is None else limit_s):
+                return False
+            if stop is not None and self._store.check([stop]):
                 return False
             time.sleep(min(_MAX_POLL_S, max(_MIN_POLL_S, _POLL_SHARE * elapsed_s)))
         return True
@@ -214,30 +220,31 @@ class TransferGroup:
 
     def report_error(self, push: int, message: str) -> None:
         """Publish that this rank cannot load the push, which ends it for all."""
-        self._report_end(push, _ERROR + message)
-        self._store.set(f"failed/{push}", "1")
+        self._report_end(push, _ERROR + message, failed=True)
 
     def report_lost(self, push: int, message: str) -> None:
         """Publish that the bytes did not come; the fault is elsewhere."""
-        self._report_end(push, _LOST + message)
-        self._store.set(f"failed/{push}", "1")
+        self._report_end(push, _LOST + message, failed=True)
 
-    def _report_end(self, push: int, line: str) -> None:
-        self.report(push, line)
-        self._store.set(f"ended/{push}/{self.rank}", "1")
+    def _report_end(self, push: int, line: str, *, failed: bool = False) -> None:
+        lines = {f"push/{push}/{self.rank}": line, f"ended/{push}/{self.rank}": "1"}
+        if failed:
+            # First: who sees that all have ended must not take it for success.
+            lines = {f"failed/{push}": "1"} | lines
+        self._store.multi_set(list(lines), list(lines.values()))
 
     def progress(self, push: int) -> dict[int, str]:
         """Return the last line of progress of each receiver; `absent` if there is none."""
-        lines = {}
-        for rank in range(1, self.world_size):
-            key = f"push/{push}/{rank}"
-            lines[rank] = self._store.get(key).decode() if self._store.check([key]) else "absent"
-        return lines
+        keys = {rank: f"push/{push}/{rank}" for rank in range(1, self.world_size)}
+        if not self._store.check(list(keys.values())):
+            keys = {rank: key for rank, key in keys.items() if self._store.check([key])}
+        lines = dict.fromkeys(range(1, self.world_size), "absent")
+        found = self._store.multi_get(list(keys.values())) if keys else []
+        return lines | {rank: line.decode() for rank, line in zip(keys, found, strict=True)}
 
     def errors(self, push: int) -> dict[int, str]:
         """Return why receivers could not load a push, of those that said so."""
-        lines = self.progress(push)
-        return {rank: line.removeprefix(_ERROR) for rank, line in lines.items() if line.startswith(_ERROR)}
+        return _errors_in(self.progress(push))
 
     def give_up(self, push: int) -> list[int]:
         """End a push that cannot go on, for all. Returns the receivers at fault, as far as it shows.
@@ -249,9 +256,9 @@ class TransferGroup:
         self._store.set(f"given_up/{push}", "1")
         ended = [f"ended/{push}/{rank}" for rank in range(1, self.world_size)]
         self._await(lambda: bool(self._store.check(ended)), min(_MAX_GRACE_S, self.timeout_s / 4))
-        if errors := self.errors(push):
-            return list(errors)
         after = self.progress(push)
+        if errors := _errors_in(after):
+            return list(errors)
         if silent := [r for r, line in after.items() if line != _DONE and not line.startswith(_LOST)]:
             return silent
         counts = {rank: int(line) if line.isdigit() else -1 for rank, line in before.items()}
@@ -268,9 +275,11 @@ class TransferGroup:
         failed = f"failed/{push}"
         # What this end did since the push began is no reason to wait longer for the others.
         limit_s = self.timeout_s if done else self.timeout_s - (time.monotonic() - self._began)
-        self._await(lambda: bool(self._store.check(keys) or self._store.check([failed])), limit_s)
+        all_there = self._await(lambda: bool(self._store.check(keys)), limit_s, failed)
+        if all_there and not self._store.check([failed]):
+            return []
         lines = self.progress(push)
-        return list(self.errors(push)) or [
+        return list(_errors_in(lines)) or [
             rank for rank, line in lines.items() if (line != _DONE if done else line == "absent")
         ]
 

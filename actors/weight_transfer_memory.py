@@ -17,6 +17,7 @@ import weakref
 import torch
 
 from trd_ray.errors import WeightSyncError, describe
+from trd_ray.weights import TensorSpec
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ class SharedMemory:
         self.ticket = ticket
         """What `find` needs."""
         self._mapped: torch.Tensor | None = None
+        self._views: dict[tuple[int, str, tuple[int, ...]], torch.Tensor] = {}
 
     @classmethod
     def create(cls) -> SharedMemory | None:
@@ -85,12 +87,25 @@ class SharedMemory:
         """
         return self._map(num_bytes, mmap.PROT_READ)
 
+    def view(self, offset: int, spec: TensorSpec) -> torch.Tensor:
+        """One tensor in what `write` or `read` gave last.
+
+        The same push after push: for a small model to make them anew takes as long as to copy them.
+        """
+        key = (offset, spec.dtype, spec.shape)
+        view = self._views.get(key)
+        if view is None:
+            assert self._mapped is not None  # by `write` or `read`
+            view = self._views[key] = as_tensor(self._mapped, offset, spec)
+        return view
+
     def _map(self, num_bytes: int, protection: int) -> torch.Tensor:
         if num_bytes == 0:
             return torch.empty(0, dtype=torch.uint8)
         # Kept from push to push: to map it anew costs a page fault for each 4 KiB.
         if self._mapped is None or len(self._mapped) < num_bytes:
             mapped = mmap.mmap(self._descriptor, num_bytes, mmap.MAP_SHARED, protection)
+            self._views.clear()
             with warnings.catch_warnings():
                 # torch warns of memory that cannot be written to; the kernel would stop who tried.
                 warnings.simplefilter("ignore", UserWarning)
@@ -100,4 +115,10 @@ class SharedMemory:
     def close(self) -> None:
         """Give up this end; tensors that were given out stay valid. Safe to call again."""
         self._mapped = None
+        self._views.clear()
         self._closer()
+
+
+def as_tensor(raw: torch.Tensor, offset: int, spec: TensorSpec) -> torch.Tensor:
+    """Return the tensor of `spec` as a view of flat bytes (uint8), from `offset` on, which is aligned."""
+    return raw[offset : offset + spec.num_bytes].view(spec.torch_dtype).view(spec.shape)

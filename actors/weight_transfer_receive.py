@@ -11,9 +11,9 @@ from contextlib import contextmanager
 
 import torch
 
-from actors.weight_transfer_buckets import Bucket, bucket_view, plan_buckets, receive_buckets
-from actors.weight_transfer_group import TRAILER_BYTES, TransferGroup, TransferLostError
-from trd_ray.weights import WeightChecksum, WeightManifest
+from actors.weight_transfer_buckets import plan_buckets, receive_buckets
+from actors.weight_transfer_group import TransferGroup, TransferLostError
+from trd_ray.weights import PushChecksum, WeightManifest
 
 logger = logging.getLogger(__name__)
 
@@ -28,20 +28,23 @@ def receiving(
 ) -> Iterator[NamedTensors]:
     """Take part in one push. Gives the tensors as they arrive; the block must take them all.
 
-    Each is valid until this push has ended, and must not be written to. After the block the version and
-    the checksum are compared with the sender's, who then hears that this rank is done, or why it is not.
-    After any error the group is closed, since the ends disagree about what comes next.
+    Each is valid until this push has ended, and must not be written to. The version is compared with the
+    sender's before a bucket is given, the checksum after it. After the block the sender hears that this rank
+    is done, or why it is not. After any error the group is closed, since the ends disagree about what comes
+    next.
 
     Raises:
         TransferLostError: the bytes did not come.
-        RuntimeError: another version or checksum than the sender's.
+        RuntimeError: another version or checksum than the sender's, or the block left tensors.
     """
     push = group.begin_push()
-    checksum = WeightChecksum()
     try:
         group.report(push, "0")
-        yield _arriving(group, push, plan_buckets(manifest, bucket_bytes), checksum)
-        _compare_trailer(group, checksum, policy_version)
+        tensors = _arriving(group, push, manifest, policy_version, bucket_bytes)
+        yield tensors
+        # The last bucket is compared when it has been taken.
+        if left := next(tensors, None):
+            raise RuntimeError(f"the push holds {left[0]} and perhaps more, which nobody took")
         group.report_done(push)
     except TransferLostError as error:
         message = str(error)
@@ -55,29 +58,27 @@ def receiving(
 
 
 def _arriving(
-    group: TransferGroup, push: int, buckets: tuple[Bucket, ...], checksum: WeightChecksum
+    group: TransferGroup, push: int, manifest: WeightManifest, policy_version: int, bucket_bytes: int
 ) -> NamedTensors:
     """Yield the tensors of each bucket as it arrives."""
+    checksum = PushChecksum(manifest)
+    buckets = plan_buckets(manifest, bucket_bytes)
     arrived = receive_buckets(group, buckets)
-    for index, (bucket, buffer) in enumerate(zip(buckets, arrived, strict=True), start=1):
-        for entry in bucket.entries:
-            tensor = bucket_view(buffer, entry)
-            checksum.add_bytes(entry.spec.name, tensor)
-            yield entry.spec.name, tensor
-        group.report(push, str(index))
-
-
-def _compare_trailer(group: TransferGroup, checksum: WeightChecksum, policy_version: int) -> None:
-    trailer = torch.empty(TRAILER_BYTES, dtype=torch.uint8)
-    group.finish(group.broadcast(trailer))
-    raw = bytes(trailer.tolist())
-    version, digest = int.from_bytes(raw[:-32], "little"), raw[-32:]
-    if version != policy_version:
-        raise RuntimeError(f"received policy version {version}, expected {policy_version}")
-    if digest != checksum.digest():
-        raise RuntimeError(
-            f"received weights with checksum {checksum.hexdigest()}, the sender has {digest.hex()}"
-        )
+    for index, (contents, seal) in enumerate(arrived, start=1):
+        if seal.policy_version != policy_version:
+            raise RuntimeError(f"received policy version {seal.policy_version}, expected {policy_version}")
+        for piece in contents.bucket.pieces:
+            # Before they are taken: who takes them finds them in the core's cache.
+            checksum.add(contents.raw[piece.start : piece.end])
+            for entry in piece.entries:
+                yield entry.spec.name, contents.tensor(entry)
+        if seal.digest != checksum.digest():
+            raise RuntimeError(
+                f"received weights with checksum {checksum.digest().hex()}, the sender has "
+                f"{seal.digest.hex()}, up to bucket {index} of {len(buckets)}"
+            )
+        if index < len(buckets):
+            group.report(push, str(index))
 
 
 def _leave(group: TransferGroup, report: Callable[[], None]) -> None:

@@ -70,6 +70,13 @@ _exit_with_owner()
 class WorkerExtension:
     """Methods added to vLLM's worker, called through `collective_rpc`."""
 
+    def trd_update_weights(self, update_info: dict[str, object]) -> None:
+        """One whole update in one call: each call of a worker costs about as much as a small model's push."""
+        worker: Any = self
+        worker.start_weight_update()
+        worker.update_weights(update_info)
+        worker.finish_weight_update()
+
     def trd_weight_checksum(self) -> str:
         """Return the checksum of the weights that this worker computes with; see `named_weights`."""
         model = self.get_model()  # type: ignore[attr-defined]  # of vLLM's worker, that this extends

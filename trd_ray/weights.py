@@ -50,7 +50,7 @@ class TensorSpec:
         return self.numel * self.torch_dtype.itemsize
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class WeightManifest:
     """What a push holds, in the order in which it is sent."""
 
@@ -78,6 +78,11 @@ class WeightManifest:
             )
         )
 
+    @cached_property
+    def text(self) -> str:
+        """All that it says, one line a tensor."""
+        return "".join(f"{spec.name}\0{spec.dtype}\0{list(spec.shape)}\n" for spec in self.tensors)
+
     @property
     def num_parameters(self) -> int:
         return sum(spec.numel for spec in self.tensors)
@@ -95,10 +100,10 @@ def dtype_name(dtype: torch.dtype) -> str:
 class WeightChecksum:
     """The checksum of named tensors that arrive one by one, in any order.
 
-    SHA-256 over each name in sorted order with its dtype, its shape and the XXH3-128 of its bytes: in
-    canonical form (see `copy_canonical`) with `add`, as they are with `add_bytes`. XXH3 reads ten times as
-    fast as SHA-256, faster than bytes travel between processes; it makes no claim against forgers, but a
-    change that nobody chose escapes its 128 bits with a probability of about 3e-39.
+    SHA-256 over each name in sorted order with its dtype, its shape and the XXH3-128 of its bytes in
+    canonical form (see `copy_canonical`). XXH3 reads ten times as fast as SHA-256, faster than bytes travel
+    between processes; it makes no claim against forgers, but a change that nobody chose escapes its 128 bits
+    with a probability of about 3e-39.
     """
 
     def __init__(self) -> None:
@@ -110,24 +115,11 @@ class WeightChecksum:
         Raises:
             ValueError: the name was added before.
         """
-        self._add(name, tensor, _canonical_chunks(tensor))
-
-    def add_bytes(self, name: str, tensor: torch.Tensor) -> None:
-        """Add one contiguous tensor on the CPU, its bytes as they are: a flip of any changes the checksum.
-
-        It is the checksum that `add` makes if `copy_canonical` wrote the tensor.
-
-        Raises:
-            ValueError: the name was added before.
-        """
-        self._add(name, tensor, [tensor.detach().reshape(-1)])
-
-    def _add(self, name: str, tensor: torch.Tensor, chunks: Iterable[torch.Tensor]) -> None:
         if name in self._digests:
             raise ValueError(f"WeightChecksum: {name} was added twice")
         head = f"{name}\0{dtype_name(tensor.dtype)}\0{list(tensor.shape)}\0".encode()
         digest = xxhash.xxh3_128()
-        for chunk in chunks:
+        for chunk in _canonical_chunks(tensor):
             digest.update(chunk.view(torch.uint8).numpy().data)
         self._digests[name] = head + digest.digest()
 
@@ -140,6 +132,27 @@ class WeightChecksum:
 
     def hexdigest(self) -> str:
         return self.digest().hex()
+
+
+class PushChecksum:
+    """The checksum of a push on its way: XXH3-128 of its manifest and of all bytes in their order.
+
+    A flip of any bit changes it. How the bytes are cut into calls of `add` does not matter.
+    """
+
+    SIZE = 16
+    """Bytes of a digest."""
+
+    def __init__(self, manifest: WeightManifest) -> None:
+        self._hash = xxhash.xxh3_128(manifest.text.encode())
+
+    def add(self, raw: torch.Tensor) -> None:
+        """Add the next bytes: a flat uint8 tensor on the CPU."""
+        self._hash.update(raw.numpy().data)
+
+    def digest(self) -> bytes:
+        """Return the checksum of all bytes so far."""
+        return self._hash.digest()
 
 
 def copy_canonical(source: torch.Tensor, into: torch.Tensor) -> None:

@@ -67,7 +67,8 @@ class Receiver:
         self.group = join(endpoint)
 
     def update_weights(self, manifest: WeightManifest, policy_version: int, timeout_s: float) -> None:
-        received = receive(self.group, manifest, self.endpoint.bucket_bytes)
+        bucket_bytes = self.endpoint.bucket_bytes
+        received = receive(self.group, manifest, bucket_bytes, policy_version=policy_version)
         self.weights = {name: tensor.clone() for name, tensor in received.items()}
         self.versions.append(policy_version)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,11 +16,12 @@ import pytest
 import torch
 
 from actors.weight_transfer import Receiver, WeightEndpoint, WeightSender, checked
-from actors.weight_transfer_buckets import bucket_view, plan_buckets, receive_buckets
-from actors.weight_transfer_group import TRAILER_BYTES, TransferGroup
+from actors.weight_transfer_buckets import plan_buckets
+from actors.weight_transfer_group import TransferGroup
 from actors.weight_transfer_memory import SharedMemory
+from actors.weight_transfer_receive import receiving
 from trd_ray.errors import ActorTimeoutError, WeightSyncError
-from trd_ray.weights import TensorSpec, WeightChecksum, WeightManifest, checksum_named
+from trd_ray.weights import PushChecksum, TensorSpec, WeightManifest, checksum_named
 
 TENSORS = [
     ("b", torch.arange(6, dtype=torch.float32).reshape(2, 3)),
@@ -40,21 +42,11 @@ def join(endpoint: WeightEndpoint) -> TransferGroup:
     return group
 
 
-def receive(group: TransferGroup, manifest: WeightManifest, bucket_bytes: int) -> dict[str, torch.Tensor]:
-    push = group.begin_push()
-    group.report(push, "0")
-    received = {}
-    checksum = WeightChecksum()
-    buckets = plan_buckets(manifest, bucket_bytes)
-    for bucket, buffer in zip(buckets, receive_buckets(group, buckets), strict=True):
-        for entry in bucket.entries:
-            received[entry.spec.name] = bucket_view(buffer, entry)
-            checksum.add_bytes(entry.spec.name, received[entry.spec.name])
-    trailer = torch.empty(TRAILER_BYTES, dtype=torch.uint8)
-    group.finish(group.broadcast(trailer))
-    assert bytes(trailer[8:].tolist()) == checksum.digest()
-    group.report_done(push)
-    return received
+def receive(
+    group: TransferGroup, manifest: WeightManifest, bucket_bytes: int, *, policy_version: int = 1
+) -> dict[str, torch.Tensor]:
+    with receiving(group, manifest, policy_version=policy_version, bucket_bytes=bucket_bytes) as tensors:
+        return dict(tensors)
 
 
 @pytest.fixture(params=[True, False], ids=["memory", "gloo"])
@@ -77,9 +69,11 @@ def test_a_push_reaches_all_receivers_bit_by_bit(shared_memory: bool) -> None:
         groups = open_group(sender, pool, ("first", "second"))
         assert all((group.memory is not None) is shared_memory for group in groups)
         for version in (1, 2):
-            receiving = [pool.submit(receive, group, manifest, 256) for group in groups]
+            arriving = [
+                pool.submit(receive, group, manifest, 256, policy_version=version) for group in groups
+            ]
             report = sender.send(iter(TENSORS), manifest, version)
-            for future in receiving:
+            for future in arriving:
                 received = future.result()
                 assert list(received) == ["b", "a", "c"]
                 assert all(torch.equal(received[name], tensor) for name, tensor in TENSORS)
@@ -101,9 +95,9 @@ def test_zeros_and_subnormals_travel_as_they_are_unless_they_are_to_be_read_back
     sender = WeightSender(timeout_s=20, bucket_bytes=256, shared_memory=shared_memory)
     with ThreadPoolExecutor(2) as pool:
         (group,) = open_group(sender, pool, ("only",))
-        receiving = pool.submit(receive, group, manifest, 256)
+        arriving = pool.submit(receive, group, manifest, 256)
         report = sender.send([("w", learner)], manifest, 1, read_back=read_back)
-        received = receiving.result()["w"].clone()
+        received = arriving.result()["w"].clone()
         sender.close()
         group.close()
     assert received.view(torch.int32).tolist() == expected.view(torch.int32).tolist()
@@ -121,9 +115,9 @@ def test_one_receiver_elsewhere_makes_gloo_carry_the_bytes_and_is_named_in_the_l
     with ThreadPoolExecutor(4) as pool:
         groups = open_group(sender, pool, ("first", "second"))
         assert [group.memory for group in groups] == [None, None]
-        receiving = [pool.submit(receive, group, manifest, 256) for group in groups]
+        arriving = [pool.submit(receive, group, manifest, 256) for group in groups]
         sender.send(iter(TENSORS), manifest, 1)
-        for future in receiving:
+        for future in arriving:
             assert all(torch.equal(future.result()[name], tensor) for name, tensor in TENSORS)
     sender.close()
     assert re.search(r"weights travel through sockets.*\['(first|second)'\]", caplog.text)
@@ -176,9 +170,9 @@ def test_a_system_without_shared_memory_pushes_through_sockets_and_says_so(
     sender = WeightSender(timeout_s=20, bucket_bytes=256)
     with ThreadPoolExecutor(4) as pool:
         (group,) = open_group(sender, pool, ("only",))
-        receiving = pool.submit(receive, group, manifest, 256)
+        arriving = pool.submit(receive, group, manifest, 256)
         sender.send(iter(TENSORS), manifest, 1)
-        assert list(receiving.result()) == ["b", "a", "c"]
+        assert list(arriving.result()) == ["b", "a", "c"]
     sender.close()
     assert "through sockets: this system gives no shared memory" in caplog.text
 
@@ -191,12 +185,12 @@ def test_memory_that_the_system_refuses_is_named_with_what_to_do(monkeypatch: py
     sender = WeightSender(timeout_s=5, bucket_bytes=256)
     with ThreadPoolExecutor(4) as pool:
         (group,) = open_group(sender, pool, ("only",))
-        receiving = pool.submit(receive, group, manifest, 256)
+        arriving = pool.submit(receive, group, manifest, 256)
         monkeypatch.setattr(os, "ftruncate", full)
         with pytest.raises(WeightSyncError, match=r"File too large(.|\n)*weight_sync.shared_memory=false"):
             sender.send(iter(TENSORS), manifest, 1)
         with pytest.raises(RuntimeError):
-            receiving.result(timeout=10)
+            arriving.result(timeout=10)
 
 
 def test_shared_memory_is_not_found_by_a_ticket_of_another_process_or_name(tmp_path: Path) -> None:
@@ -217,9 +211,9 @@ def test_tensors_are_cast_to_the_dtype_of_the_manifest() -> None:
     sender = WeightSender(timeout_s=20, bucket_bytes=256)
     with ThreadPoolExecutor(2) as pool:
         (group,) = open_group(sender, pool, ("only",))
-        receiving = pool.submit(receive, group, manifest, 256)
+        arriving = pool.submit(receive, group, manifest, 256)
         report = sender.send(TENSORS, manifest, 1, read_back=False)
-        received = {name: tensor.clone() for name, tensor in receiving.result().items()}
+        received = {name: tensor.clone() for name, tensor in arriving.result().items()}
         sender.close()
         group.close()
     assert all(torch.equal(received[name], tensor.bfloat16()) for name, tensor in TENSORS)
@@ -254,18 +248,20 @@ def test_a_receiver_that_does_not_begin_is_named() -> None:
     sender = WeightSender(timeout_s=2, bucket_bytes=256)
     with ThreadPoolExecutor(4) as pool:
         groups = open_group(sender, pool, ("present", "asleep"))
-        receiving = pool.submit(receive, groups[0], manifest, 256)
+        arriving = pool.submit(receive, groups[0], manifest, 256)
         with pytest.raises(ActorTimeoutError, match=r"no answer from \['asleep'\]"):
             sender.send(TENSORS, manifest, 1)
         # The group is gone, so that the one that waits in a broadcast does not wait for ever.
         with pytest.raises(RuntimeError):
-            receiving.result(timeout=10)
+            arriving.result(timeout=10)
         with pytest.raises(WeightSyncError, match="not connected"):
             sender.send(TENSORS, manifest, 1)
 
 
 def test_a_receiver_that_stops_in_the_middle_is_named() -> None:
-    manifest = WeightManifest.of(TENSORS)
+    # Three buckets: the last does not travel before all have had the first.
+    tensors = [*TENSORS, ("d", torch.ones(1000))]
+    manifest = WeightManifest.of(tensors)
     sender = WeightSender(timeout_s=2, bucket_bytes=256)
 
     def stop_after_begin(group: TransferGroup) -> None:
@@ -280,7 +276,7 @@ def test_a_receiver_that_stops_in_the_middle_is_named() -> None:
         failing = pool.submit(receive_and_fail, groups[0])
         stopping = pool.submit(stop_after_begin, groups[1])
         with pytest.raises(ActorTimeoutError, match="stuck"):
-            sender.send(TENSORS, manifest, 1)
+            sender.send(tensors, manifest, 1)
         stopping.result()
         failing.result(timeout=10)
 
@@ -335,9 +331,111 @@ def test_buckets_hold_each_tensor_once_aligned_and_within_the_limit() -> None:
         )
     )
     buckets = plan_buckets(manifest, 200)
-    names = [[entry.spec.name for entry in bucket.entries] for bucket in buckets]
-    assert names == [["0", "1"], ["2"], ["3", "4"]]
-    assert all(entry.offset % 64 == 0 for bucket in buckets for entry in bucket.entries)
+    entries = [[entry for piece in bucket.pieces for entry in piece.entries] for bucket in buckets]
+    assert [[entry.spec.name for entry in row] for row in entries] == [["0", "1"], ["2"], ["3", "4"]]
+    assert all(entry.offset % 64 == 0 for row in entries for entry in row)
+
+
+def test_pieces_cover_a_bucket_without_a_gap_and_hold_small_tensors_together() -> None:
+    sizes = [100, 100, 300_000, 1, 500_000, 7]
+    specs = [TensorSpec(name=str(i), dtype="uint8", shape=(size,)) for i, size in enumerate(sizes)]
+    (bucket,) = plan_buckets(WeightManifest(tensors=tuple(specs)), 2**20)
+    names = [[entry.spec.name for entry in piece.entries] for piece in bucket.pieces]
+    assert names == [["0", "1", "2"], ["3", "4"], ["5"]]
+    ends = [piece.end for piece in bucket.pieces]
+    assert [piece.start for piece in bucket.pieces] == [0, *ends[:-1]]
+    assert ends[-1] == bucket.num_bytes
+
+
+def test_a_push_of_nothing_still_carries_its_version() -> None:
+    manifest = WeightManifest(tensors=())
+    sender = WeightSender(timeout_s=20)
+    with ThreadPoolExecutor(2) as pool:
+        (group,) = open_group(sender, pool, ("only",))
+        arriving = pool.submit(receive, group, manifest, 256, policy_version=4)
+        with pytest.raises(WeightSyncError, match="received policy version 3, expected 4"):
+            sender.send([], manifest, 3)
+        with pytest.raises(RuntimeError, match="version 3"):
+            arriving.result(timeout=10)
+
+
+def refused_push(
+    take: Callable[[Iterator[tuple[str, torch.Tensor]]], object], *, policy_version: int = 1
+) -> tuple[str, str]:
+    """Returns the errors of the sender and of a receiver that takes the tensors so."""
+    manifest = WeightManifest.of(TENSORS)
+    sender = WeightSender(timeout_s=20, bucket_bytes=256)
+
+    def receive_so(group: TransferGroup) -> None:
+        with receiving(group, manifest, policy_version=policy_version, bucket_bytes=256) as tensors:
+            take(tensors)
+
+    with ThreadPoolExecutor(2) as pool:
+        (group,) = open_group(sender, pool, ("only",))
+        arriving = pool.submit(receive_so, group)
+        with pytest.raises(WeightSyncError) as at_sender:
+            sender.send(TENSORS, manifest, 1)
+        with pytest.raises(RuntimeError) as at_receiver:
+            arriving.result(timeout=10)
+    return str(at_sender.value), str(at_receiver.value)
+
+
+def test_another_version_is_refused_before_a_tensor_is_given() -> None:
+    given: list[object] = []
+    errors = refused_push(given.extend, policy_version=2)
+    assert all("received policy version 1, expected 2" in error for error in errors)
+    assert not given
+
+
+def test_tensors_that_nobody_took_are_an_error() -> None:
+    errors = refused_push(lambda tensors: [next(tensors)])
+    assert all("the push holds a and perhaps more, which nobody took" in error for error in errors)
+
+
+@pytest.mark.parametrize("bucket", [0, 1])
+def test_one_damaged_bit_is_found_in_its_bucket(
+    shared_memory: bool, bucket: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = WeightManifest.of(TENSORS)
+    plan = plan_buckets(manifest, 256)
+    broadcast, sent = TransferGroup.broadcast, itertools.count()
+
+    def damaged(self: TransferGroup, message: torch.Tensor) -> torch.distributed.Work:
+        if self.rank == 0 and next(sent) == bucket:
+            where = message if self.memory is None else self.memory.write(plan[-1].end)[plan[bucket].start :]
+            where[5] ^= 1
+        return broadcast(self, message)
+
+    monkeypatch.setattr(TransferGroup, "broadcast", damaged)
+    sender = WeightSender(timeout_s=20, bucket_bytes=256, shared_memory=shared_memory)
+    with ThreadPoolExecutor(2) as pool:
+        (group,) = open_group(sender, pool, ("only",))
+        arriving = pool.submit(receive, group, manifest, 256)
+        with pytest.raises(WeightSyncError, match=rf"only.*with checksum.*up to bucket {bucket + 1} of 2"):
+            sender.send(TENSORS, manifest, 1)
+        with pytest.raises(RuntimeError, match="with checksum"):
+            arriving.result(timeout=10)
+
+
+def test_the_checksum_of_a_push_sees_manifest_bytes_and_order_but_not_how_they_are_cut() -> None:
+    manifest = WeightManifest.of(TENSORS)
+    raw = torch.arange(200, dtype=torch.uint8)
+
+    def digest(*parts: torch.Tensor, of: WeightManifest = manifest) -> bytes:
+        checksum = PushChecksum(of)
+        for part in parts:
+            checksum.add(part)
+        return checksum.digest()
+
+    whole = digest(raw)
+    assert len(whole) == PushChecksum.SIZE
+    assert digest(raw[:7], raw[7:7], raw[7:]) == whole
+    flipped = raw.clone()
+    flipped[199] ^= 128
+    renamed = WeightManifest.of([("B", TENSORS[0][1]), *TENSORS[1:]])
+    others = [digest(flipped), digest(raw[:199]), digest(raw[7:], raw[:7]), digest(raw, of=renamed)]
+    others += [digest(raw, of=WeightManifest.of(TENSORS, dtype="float16")), digest(raw, raw)]
+    assert len({whole, *others}) == 1 + len(others)
 
 
 def test_the_checksum_sees_names_shapes_dtypes_and_values_but_not_order() -> None:
