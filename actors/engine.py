@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from actors.engine_errors import call_failed, call_timed_out
 from actors.engine_logprobs import token_logprobs
 from actors.engine_options import EngineOptions, SamplingOptions, sampling_params, start_llm
 from actors.engine_sleep import change_residence
 from actors.environment import set_engine_environment
 from actors.weight_transfer import NCCL_BACKEND, WeightEndpoint
 from trd_ray.device_turns import Residence
-from trd_ray.errors import ActorTimeoutError, TrdRayError, WeightSyncError, describe
+from trd_ray.errors import TrdRayError, WeightSyncError, describe
 from trd_ray.types import Completion, IntArray, StopReason
 from trd_ray.weights import WeightManifest
 
@@ -96,6 +97,8 @@ class Engine:
             return
         self._version_is_set = True
         await self._live("start").update_weight_version(str(self._policy_version))
+        if self._options.device == "cpu" and self._options.tensor_parallel_size > 1:
+            await self._ask_workers("unlink_shared_memory", (), _RESUME_LIMIT_S)
 
     async def generate(self, prompt_ids: IntArray, sampling: SamplingOptions, request_id: str) -> Completion:
         """Generate one answer; any number of calls may run at once and are batched.
@@ -185,8 +188,6 @@ class Engine:
             ActorTimeoutError: the sender or another generator did not come in time.
             WeightSyncError: the engine cannot join.
         """
-        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
-
         await self.start()
         info = dataclasses.asdict(endpoint)
         timeout_s = info.pop("timeout_s")
@@ -194,9 +195,7 @@ class Engine:
             info |= {"packed": True, "packed_buffer_size_bytes": info.pop("bucket_bytes")}
         else:
             info["timeout_s"] = timeout_s
-        request = WeightTransferInitRequest(init_info=info)
-        call = self._live("init_weight_transfer").init_weight_transfer_engine(request)
-        await self._limited(call, "init_weight_transfer", timeout_s + _RESUME_LIMIT_S)
+        await self._ask_workers("init_weight_transfer", (info,), timeout_s + _RESUME_LIMIT_S)
 
     async def update_weights(
         self, manifest: WeightManifest, policy_version: int, *, timeout_s: float = 600.0
@@ -248,8 +247,7 @@ class Engine:
         }
         if self._options.weight_transfer_backend != NCCL_BACKEND:
             info["policy_version"] = policy_version
-        call = self._live("update_weights").collective_rpc("trd_update_weights", args=(info,))
-        await self._limited(call, "update_weights", timeout_s)
+        await self._ask_workers("update_weights", (info,), timeout_s)
 
     async def _resume_as(self, policy_version: int) -> None:
         """Go on with weights of a version, which labels each token from here on."""
@@ -283,8 +281,7 @@ class Engine:
             WeightSyncError: the weights cannot be read back, or workers disagree.
         """
         await self.start()
-        call = self._live("weight_checksum").collective_rpc("trd_weight_checksum")
-        checksums = set(await self._limited(call, "weight_checksum", timeout_s))
+        checksums = set(await self._ask_workers("weight_checksum", (), timeout_s))
         if len(checksums) != 1:
             raise WeightSyncError(
                 describe(
@@ -333,6 +330,17 @@ class Engine:
         del llm
         gc.collect()
 
+    async def _ask_workers(self, name: str, arguments: tuple[object, ...], limit_s: float) -> list[str]:
+        """What all workers answer to a method of `WorkerExtension`; the first error is raised."""
+        start = time.perf_counter()
+        call = self._live(name).collective_rpc(f"trd_{name}", args=arguments)
+        answers: list[tuple[str, str]] = await self._limited(call, name, limit_s)
+        for _, wrong in answers:
+            if wrong:
+                elapsed_s = time.perf_counter() - start
+                raise call_failed(self._options, name, got=wrong, limit_s=limit_s, elapsed_s=elapsed_s)
+        return [answer for answer, _ in answers]
+
     async def _limited(self, call: Awaitable[_Result], name: str, limit_s: float) -> _Result:
         """Await one call of the engine within its limit, with this project's errors."""
         from vllm.v1.engine.exceptions import EngineDeadError
@@ -341,40 +349,20 @@ class Engine:
         try:
             return await asyncio.wait_for(call, limit_s)
         except TimeoutError as error:
-            raise self._timeout(name, limit_s, time.perf_counter() - start, "no answer") from error
+            elapsed_s = time.perf_counter() - start
+            raise call_timed_out(
+                self._options, name, got="no answer", limit_s=limit_s, elapsed_s=elapsed_s
+            ) from error
         except EngineDeadError as error:
             raise self._failed(name, f"{error!r}") from error
         except Exception as error:
-            # vLLM hands on a worker's error as a plain Exception with its text; it is raised on.
+            # vLLM hands on an error of its engine as a plain Exception with its text; it is raised on.
             if type(error) is not Exception:
                 raise
             elapsed_s = time.perf_counter() - start
-            if "timed out" in str(error).lower():
-                raise self._timeout(name, limit_s, elapsed_s, str(error)) from error
-            raise WeightSyncError(
-                describe(
-                    "An engine could not follow a push of weights",
-                    where=self._where(name, elapsed_s),
-                    got=error,
-                    expected="weights that fit the model, from a sender that is there",
-                    remedy="open the group again and repeat the push; restart the engine if it fails again",
-                )
+            raise call_failed(
+                self._options, name, got=str(error), limit_s=limit_s, elapsed_s=elapsed_s
             ) from error
-
-    def _timeout(self, name: str, limit_s: float, elapsed_s: float, got: str) -> ActorTimeoutError:
-        return ActorTimeoutError(
-            describe(
-                "An engine's call took too long",
-                where=self._where(name, elapsed_s),
-                got=got,
-                expected=f"an answer within {limit_s} s",
-                remedy="see whether the sender and all generators of the push are alive; "
-                "raise the limit if the model is large",
-            )
-        )
-
-    def _where(self, name: str, elapsed_s: float) -> str:
-        return f"{self._options.name}.{name}, model {self._options.model}, after {elapsed_s:.1f} s"
 
     def _live(self, where: str) -> AsyncLLM:
         if self._llm is None:

@@ -188,10 +188,9 @@ class WeightSender:
 
         Args:
             tensors: (name, tensor) pairs, taken one by one.
-            read_back: the report's checksum is to be compared with `Engine.weight_checksum`. With `cpu`,
+            read_back: the report holds a checksum, to be compared with `Engine.weight_checksum`. With `cpu`,
                 zeros and subnormal numbers then travel as +0.0 (see `copy_canonical`); else all values
-                travel as they are, which is faster, and the checksum is that of their bytes. With `nccl`
-                a checksum is made for this alone.
+                travel as they are, which is faster.
 
         Raises:
             ActorTimeoutError: a receiver did not begin or finish in time; names it.

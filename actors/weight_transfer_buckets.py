@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 ALIGNMENT = 64
 """Bytes to which each tensor of a bucket is aligned, so that a view of any dtype is legal."""
 _PIECE_BYTES = 256 * 1024
-"""Least that is hashed at once, if there is so much: it still lies in the core's own cache then."""
+"""Least that is hashed at once: for small tensors a call each would cost more than to hash them."""
 _VERSION_BYTES = 8
 SEAL_BYTES = _VERSION_BYTES + PushChecksum.SIZE
 _IN_FLIGHT = 2
@@ -109,7 +109,7 @@ class Contents:
 
     def tensor(self, entry: BucketEntry) -> torch.Tensor:
         """Return one tensor as a view."""
-        if self.memory is not None:
+        if self.memory is not None and entry.spec.num_bytes:
             return self.memory.view(self.bucket.start + entry.offset, entry.spec)
         return as_tensor(self.raw, entry.offset, entry.spec)
 
@@ -151,7 +151,8 @@ def send_buckets(
     """
     largest = max(bucket.num_bytes for bucket in buckets) + SEAL_BYTES
     shared = None if group.memory is None else group.memory.write(buckets[-1].end)
-    own = [torch.empty(largest if shared is None else 0, dtype=torch.uint8) for _ in range(_IN_FLIGHT)]
+    # Zeros: what lies between the tensors travels too.
+    own = [torch.zeros(largest if shared is None else 0, dtype=torch.uint8) for _ in range(_IN_FLIGHT)]
 
     def filled(index: int, bucket: Bucket) -> torch.Tensor:
         if shared is not None:

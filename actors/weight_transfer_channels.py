@@ -37,7 +37,7 @@ class Channel(Protocol):
         *,
         read_back: bool,
     ) -> str:
-        """Send all; returns the checksum as hexadecimal digits, empty if the backend made none."""
+        """Send all; returns what `WeightChecksum` says of them, empty if they are not read back."""
         ...
 
     def close(self) -> None: ...
@@ -104,9 +104,9 @@ class GlooChannel:
         except TransferLostError as error:
             culprits = group.give_up(push)
             raise self._failure(culprits, push, f"receiving policy version {policy_version}") from error
-        if group.await_receivers(push, done=True):
-            raise self._failure(group.give_up(push), push, "loading the push")
-        return canonical.hexdigest() if read_back else checksum.digest().hex()
+        if late := group.await_receivers(push, done=True):
+            raise self._failure(group.give_up(push) or late, push, "loading the push")
+        return canonical.hexdigest() if read_back else ""
 
     def _failure(self, culprits: Sequence[int], push: int, what: str) -> TrdRayError:
         errors = {self._names[rank]: line for rank, line in self._group.errors(push).items()}

@@ -227,10 +227,12 @@ class TransferGroup:
         self._report_end(push, _LOST + message, failed=True)
 
     def _report_end(self, push: int, line: str, *, failed: bool = False) -> None:
-        lines = {f"push/{push}/{self.rank}": line, f"ended/{push}/{self.rank}": "1"}
+        # One becomes visible after the other: who sees a failure can read why, and who sees that all have
+        # ended does not take it for success.
+        lines = {f"push/{push}/{self.rank}": line}
         if failed:
-            # First: who sees that all have ended must not take it for success.
-            lines = {f"failed/{push}": "1"} | lines
+            lines[f"failed/{push}"] = "1"
+        lines[f"ended/{push}/{self.rank}"] = "1"
         self._store.multi_set(list(lines), list(lines.values()))
 
     def progress(self, push: int) -> dict[int, str]:
@@ -249,8 +251,8 @@ class TransferGroup:
     def give_up(self, push: int) -> list[int]:
         """End a push that cannot go on, for all. Returns the receivers at fault, as far as it shows.
 
-        Those that reported an error; else those that do not answer any more; else those that are
-        furthest behind.
+        Those that reported an error; else those that do not answer any more; else those that were
+        furthest behind. None if all were done.
         """
         before = self.progress(push)
         self._store.set(f"given_up/{push}", "1")
@@ -261,7 +263,8 @@ class TransferGroup:
             return list(errors)
         if silent := [r for r, line in after.items() if line != _DONE and not line.startswith(_LOST)]:
             return silent
-        counts = {rank: int(line) if line.isdigit() else -1 for rank, line in before.items()}
+        behind = {rank: line for rank, line in before.items() if line != _DONE}
+        counts = {rank: int(line) if line.isdigit() else -1 for rank, line in behind.items()}
         return [rank for rank, count in counts.items() if count == min(counts.values())]
 
     def await_receivers(self, push: int, *, done: bool) -> Sequence[int]:

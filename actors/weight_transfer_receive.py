@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import torch
 
-from actors.weight_transfer_buckets import plan_buckets, receive_buckets
+from actors.weight_transfer_buckets import Bucket, plan_buckets, receive_buckets
 from actors.weight_transfer_group import TransferGroup, TransferLostError
 from trd_ray.weights import PushChecksum, WeightManifest
 
@@ -38,13 +38,19 @@ def receiving(
         RuntimeError: another version or checksum than the sender's, or the block left tensors.
     """
     push = group.begin_push()
+    buckets = plan_buckets(manifest, bucket_bytes)
+    whole: list[Bucket] = []
     try:
         group.report(push, "0")
-        tensors = _arriving(group, push, manifest, policy_version, bucket_bytes)
+        tensors = _arriving(group, push, PushChecksum(manifest), buckets, policy_version, whole)
         yield tensors
-        # The last bucket is compared when it has been taken.
-        if left := next(tensors, None):
-            raise RuntimeError(f"the push holds {left[0]} and perhaps more, which nobody took")
+        # The last bucket is compared after its last tensor. An end of the tensors says nothing by itself: the
+        # block may have closed them, or have swallowed their error.
+        left = next(tensors, None)
+        if left is not None or len(whole) < len(buckets):
+            raise RuntimeError(
+                f"the push was not taken as a whole: {len(whole)} of {len(buckets)} buckets were compared"
+            )
         group.report_done(push)
     except TransferLostError as error:
         message = str(error)
@@ -58,27 +64,30 @@ def receiving(
 
 
 def _arriving(
-    group: TransferGroup, push: int, manifest: WeightManifest, policy_version: int, bucket_bytes: int
+    group: TransferGroup,
+    push: int,
+    checksum: PushChecksum,
+    buckets: tuple[Bucket, ...],
+    policy_version: int,
+    whole: list[Bucket],
 ) -> NamedTensors:
-    """Yield the tensors of each bucket as it arrives."""
-    checksum = PushChecksum(manifest)
-    buckets = plan_buckets(manifest, bucket_bytes)
-    arrived = receive_buckets(group, buckets)
-    for index, (contents, seal) in enumerate(arrived, start=1):
+    """Yield the tensors of each bucket as it arrives; one that agrees with its seal is put into `whole`."""
+    for contents, seal in receive_buckets(group, buckets):
         if seal.policy_version != policy_version:
             raise RuntimeError(f"received policy version {seal.policy_version}, expected {policy_version}")
         for piece in contents.bucket.pieces:
-            # Before they are taken: who takes them finds them in the core's cache.
+            # Before they are taken: who takes small ones finds them in the core's cache.
             checksum.add(contents.raw[piece.start : piece.end])
             for entry in piece.entries:
                 yield entry.spec.name, contents.tensor(entry)
         if seal.digest != checksum.digest():
             raise RuntimeError(
                 f"received weights with checksum {checksum.digest().hex()}, the sender has "
-                f"{seal.digest.hex()}, up to bucket {index} of {len(buckets)}"
+                f"{seal.digest.hex()}, up to bucket {len(whole) + 1} of {len(buckets)}"
             )
-        if index < len(buckets):
-            group.report(push, str(index))
+        whole.append(contents.bucket)
+        if len(whole) < len(buckets):
+            group.report(push, str(len(whole)))
 
 
 def _leave(group: TransferGroup, report: Callable[[], None]) -> None:

@@ -7,11 +7,14 @@ this package is installed or only on the path.
 
 from __future__ import annotations
 
+import glob
 import logging
 import os
 import select
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -68,19 +71,56 @@ _exit_with_owner()
 
 
 class WorkerExtension:
-    """Methods added to vLLM's worker, called through `collective_rpc`."""
+    """Methods added to vLLM's worker, called through `collective_rpc`.
 
-    def trd_update_weights(self, update_info: dict[str, object]) -> None:
-        """One whole update in one call: each call of a worker costs about as much as a small model's push."""
+    Each returns what it has to say and what went wrong, one of them empty. If one of several workers raised,
+    vLLM would leave the answers of the others in its queues, and take them for those to the next call.
+    """
+
+    def trd_init_weight_transfer(self, init_info: dict[str, object]) -> tuple[str, str]:
+        """Join the sender's group."""
+        worker: Any = self  # vLLM's, that this extends
+        return _told(lambda: worker.init_weight_transfer_engine(init_info))
+
+    def trd_update_weights(self, update_info: dict[str, object]) -> tuple[str, str]:
+        """One whole update. One call, since each costs about as much as the push of a small model."""
         worker: Any = self
-        worker.start_weight_update()
-        worker.update_weights(update_info)
-        worker.finish_weight_update()
 
-    def trd_weight_checksum(self) -> str:
-        """Return the checksum of the weights that this worker computes with; see `named_weights`."""
-        model = self.get_model()  # type: ignore[attr-defined]  # of vLLM's worker, that this extends
-        return checksum_named(named_weights(model))
+        def update() -> None:
+            worker.start_weight_update()
+            worker.update_weights(update_info)
+            try:
+                worker.finish_weight_update()
+            finally:
+                # vLLM's worker would refuse all later updates after an error here.
+                worker._weight_update_active = False
+
+        return _told(update)
+
+    def trd_weight_checksum(self) -> tuple[str, str]:
+        """The checksum of the weights that this worker computes with; see `named_weights`."""
+        worker: Any = self
+        return _told(lambda: checksum_named(named_weights(worker.get_model())))
+
+    def trd_unlink_shared_memory(self) -> tuple[str, str]:
+        """Take their names from the files through which workers on CPUs talk; vLLM would leave them behind.
+
+        All workers have mapped them when an engine is up.
+        """
+        return _told(_unlink_shared_memory)
+
+
+def _unlink_shared_memory() -> None:
+    for path in Path("/dev/shm").glob(f"{glob.escape(os.environ['VLLM_DIST_IDENT'])}-*-cpushm_*"):
+        path.unlink(missing_ok=True)
+
+
+def _told(call: Callable[[], str | None]) -> tuple[str, str]:
+    try:
+        return call() or "", ""
+    except Exception as error:
+        logger.exception("a call about weights failed")
+        return "", f"{type(error).__name__}: {error}"
 
 
 @dataclass

@@ -371,8 +371,7 @@ class SyncReport:
     num_parameters: int
     num_bytes: int
     checksum: str
-    """Of what was sent, the same on the learner and each generator; see `WeightSender.send`. Empty if none
-    was made."""
+    """Of what was sent, to compare with that of each engine; empty if it is not: see `WeightSender.send`."""
     sync_s: float
 
 

@@ -50,7 +50,7 @@ class TensorSpec:
         return self.numel * self.torch_dtype.itemsize
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class WeightManifest:
     """What a push holds, in the order in which it is sent."""
 
@@ -78,7 +78,7 @@ class WeightManifest:
             )
         )
 
-    @cached_property
+    @property
     def text(self) -> str:
         """All that it says, one line a tensor."""
         return "".join(f"{spec.name}\0{spec.dtype}\0{list(spec.shape)}\n" for spec in self.tensors)
@@ -137,7 +137,7 @@ class WeightChecksum:
 class PushChecksum:
     """The checksum of a push on its way: XXH3-128 of its manifest and of all bytes in their order.
 
-    A flip of any bit changes it. How the bytes are cut into calls of `add` does not matter.
+    It finds damage as `WeightChecksum` does. How the bytes are cut into calls of `add` does not matter.
     """
 
     SIZE = 16
