@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
 
 from actors.meeting_place import interface_of
 from actors.weight_transfer_group import local_address_towards
@@ -44,6 +48,27 @@ def set_learner_environment(
             # gloo would listen on the address of the host name, which others than the ranks may reach,
             # and the ranks on other nodes may not.
             os.environ["GLOO_SOCKET_IFNAME"] = interface
+
+
+def import_deepspeed() -> ModuleType:
+    """Import DeepSpeed, but not MLflow: its tuner would, for seconds, and is not used here."""
+    with absent("mlflow"):
+        import deepspeed  # type: ignore[import-untyped]
+    module: ModuleType = deepspeed
+    return module
+
+
+@contextmanager
+def absent(name: str) -> Iterator[None]:
+    """While the block runs a package cannot be imported, unless it is already."""
+    is_loaded = name in sys.modules
+    if not is_loaded:
+        sys.modules[name] = None  # type: ignore[assignment]  # so says Python's own documentation
+    try:
+        yield
+    finally:
+        if not is_loaded:
+            del sys.modules[name]
 
 
 def skip_shared_memory_op() -> None:

@@ -18,7 +18,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from actors.environment_deepspeed import deepspeed_config, set_learner_environment, skip_shared_memory_op
+from actors.environment_deepspeed import (
+    deepspeed_config,
+    import_deepspeed,
+    set_learner_environment,
+    skip_shared_memory_op,
+)
 from actors.learner_meeting import Meeting, gather_values
 from actors.learner_offload import change_residence
 from actors.learner_senders import SenderOptions, WeightSenders, Which
@@ -144,8 +149,7 @@ class LearnerRank(Locatable):
         )
         self._device = torch.device(config.device.value)
         self._teacher_side = self._load_teacher()
-        import deepspeed
-
+        deepspeed = import_deepspeed()
         if on_cpu:
             skip_shared_memory_op()
         backend = "gloo" if on_cpu else "nccl"
