@@ -22,8 +22,8 @@ python_command() {
 install_torch() {
   local torch
   torch=$(grep '^torch==' launch/requirements/cpu.txt)
-  .venv/bin/pip install --quiet --disable-pip-version-check --no-deps "$torch" 2>/dev/null ||
-    .venv/bin/pip install --quiet --disable-pip-version-check --no-deps --index-url https://download.pytorch.org/whl/cpu "$torch"
+  .venv/bin/pip install --quiet --disable-pip-version-check --no-compile --no-deps "$torch" 2>/dev/null ||
+    .venv/bin/pip install --quiet --disable-pip-version-check --no-compile --no-deps --index-url https://download.pytorch.org/whl/cpu "$torch"
 }
 
 install_part() {
@@ -33,8 +33,14 @@ install_part() {
   [ "$(cat "$stamp" 2>/dev/null)" = "$sum" ] && return
   echo "setup: installing $part (once; a few minutes for cpu) ..."
   if [ "$part" = cpu ]; then install_torch; fi
-  .venv/bin/pip install --quiet --disable-pip-version-check --no-deps -r "$file"
+  .venv/bin/pip install --quiet --disable-pip-version-check --no-compile --no-deps -r "$file"
   echo "$sum" >"$stamp"
+  is_compiled=no
+}
+
+# With all cores, where pip would use one. Of files that are no Python of this version pip says nothing either.
+compile_packages() {
+  .venv/bin/python -m compileall -qq -j 0 .venv/lib || true
 }
 
 # The browser tests open the report in Debian's chromium; playwright's own download is not used.
@@ -67,8 +73,10 @@ if [ ! -x .venv/bin/pip ]; then
     "$python" -m pip --python .venv/bin/python install --quiet pip
   }
 fi
+is_compiled=yes
 for part in "${@:-cpu}"; do
   install_part "$part"
   if [ "$part" = dev ]; then install_chromium; fi
 done
 install_project
+if [ "$is_compiled" = no ]; then compile_packages; fi
