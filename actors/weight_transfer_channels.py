@@ -90,7 +90,7 @@ class GlooChannel:
                     view = contents.tensor(entry)
                     if read_back:
                         copy_canonical(tensor.to(view.dtype), view)
-                        canonical.add(name, view)
+                        canonical.add_canonical(name, view)
                     else:
                         view.copy_(tensor)
                 checksum.add(contents.raw[piece.start : piece.end])

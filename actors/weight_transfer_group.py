@@ -237,12 +237,11 @@ class TransferGroup:
 
     def progress(self, push: int) -> dict[int, str]:
         """Return the last line of progress of each receiver; `absent` if there is none."""
-        keys = {rank: f"push/{push}/{rank}" for rank in range(1, self.world_size)}
-        if not self._store.check(list(keys.values())):
-            keys = {rank: key for rank, key in keys.items() if self._store.check([key])}
-        lines = dict.fromkeys(range(1, self.world_size), "absent")
-        found = self._store.multi_get(list(keys.values())) if keys else []
-        return lines | {rank: line.decode() for rank, line in zip(keys, found, strict=True)}
+        lines = {}
+        for rank in range(1, self.world_size):
+            key = f"push/{push}/{rank}"
+            lines[rank] = self._store.get(key).decode() if self._store.check([key]) else "absent"
+        return lines
 
     def errors(self, push: int) -> dict[int, str]:
         """Return why receivers could not load a push, of those that said so."""

@@ -118,7 +118,7 @@ def _unlink_shared_memory() -> None:
 def _told(call: Callable[[], str | None]) -> tuple[str, str]:
     try:
         return call() or "", ""
-    except Exception as error:
+    except Exception as error:  # whatever a model's loader raises: `Engine` raises it again
         logger.exception("a call about weights failed")
         return "", f"{type(error).__name__}: {error}"
 

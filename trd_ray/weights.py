@@ -115,11 +115,18 @@ class WeightChecksum:
         Raises:
             ValueError: the name was added before.
         """
+        self._add(name, tensor, _canonical_chunks(tensor))
+
+    def add_canonical(self, name: str, tensor: torch.Tensor) -> None:
+        """Add, as it is, a contiguous tensor on the CPU that `copy_canonical` wrote. Raises as `add` does."""
+        self._add(name, tensor, [tensor.detach().reshape(-1)])
+
+    def _add(self, name: str, tensor: torch.Tensor, chunks: Iterable[torch.Tensor]) -> None:
         if name in self._digests:
             raise ValueError(f"WeightChecksum: {name} was added twice")
         head = f"{name}\0{dtype_name(tensor.dtype)}\0{list(tensor.shape)}\0".encode()
         digest = xxhash.xxh3_128()
-        for chunk in _canonical_chunks(tensor):
+        for chunk in chunks:
             digest.update(chunk.view(torch.uint8).numpy().data)
         self._digests[name] = head + digest.digest()
 

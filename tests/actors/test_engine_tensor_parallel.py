@@ -8,17 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from actors.engine import Engine, EngineOptions, SamplingOptions
+from actors.engine import Engine, EngineOptions
 from actors.weight_transfer import Receiver, WeightSender
+from tests.actors.test_engine import PROMPT, model_logprobs, other_weights, push, sampling
 from tests.tiny_models import make_tiny_qwen3
 from trd_ray.errors import WeightSyncError
 from trd_ray.weights import WeightManifest
 
 pytest.importorskip("vllm")
 
-PROMPT = np.arange(5, 20, dtype=np.int32)
 LIMIT_S = 60.0
 
 
@@ -45,38 +44,21 @@ async def open_group(sender: WeightSender, engine: Engine) -> None:
     await asyncio.gather(asyncio.to_thread(sender.open), engine.init_weight_transfer(endpoint))
 
 
-def other_weights(folder: Path, seed: int) -> torch.nn.Module:
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return model.eval()
-
-
 async def test_all_workers_load_a_push_and_one_that_fails_is_repaired_by_the_next(
     engine: Engine, tmp_path: Path
 ) -> None:
     model = other_weights(tmp_path / "model", seed=1)
     tensors = list(model.named_parameters())
-    manifest = WeightManifest.of(tensors)
     sender = WeightSender(timeout_s=LIMIT_S)
 
-    async def push(version: int) -> None:
-        sending = asyncio.to_thread(sender.send, tensors, manifest, version)
-        report, _ = await asyncio.gather(sending, engine.update_weights(manifest, version, timeout_s=LIMIT_S))
+    async def push_and_compare(version: int) -> None:
+        report, _ = await push(sender, (engine,), model, version)
         assert await engine.weight_checksum() == report.checksum
 
     await open_group(sender, engine)
-    await push(1)
-    made = await engine.generate(PROMPT, SamplingOptions(max_tokens=12, seed=3, ignore_eos=True), "after")
-    ids = torch.tensor(np.concatenate([PROMPT, made.token_ids]), dtype=torch.long)
-    with torch.no_grad():
-        logprobs_TV = model(ids[None]).logits[0].log_softmax(-1)[len(PROMPT) - 1 : -1]
-    own_T = logprobs_TV.gather(1, ids[len(PROMPT) :, None])[:, 0].numpy()
-    np.testing.assert_allclose(made.logprobs, own_T, atol=1e-3)
+    await push_and_compare(1)
+    made = await engine.generate(PROMPT, sampling(12), "after")
+    np.testing.assert_allclose(made.logprobs, model_logprobs(model, made), atol=1e-3)
     assert (made.policy_version_min, made.policy_version_max) == (1, 1)
 
     # Both workers refuse. What the second has to say must not be taken for its answer to the next call.
@@ -87,5 +69,5 @@ async def test_all_workers_load_a_push_and_one_that_fails_is_repaired_by_the_nex
     with pytest.raises(WeightSyncError, match=r"generator-0.*left out 1 parameters"):
         await sending
     await open_group(sender, engine)
-    await push(3)
+    await push_and_compare(3)
     sender.close()
