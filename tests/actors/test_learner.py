@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from tests.actors.learner_worker import (
     make_batch,
     run_rank,
 )
+from tests.ports import free_port
 from tests.tiny_models import make_tiny_qwen3
 from trd_ray.choices import DType
 from trd_ray.learner_checkpoint import HEADER_FILE
@@ -57,10 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def results(folder: Path) -> dict[int, list[dict[str, Result]]]:
     """World size -> rank -> case -> result. All ranks have ended."""
     for world_size in WORLD_SIZES:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        multiprocessing.spawn(run_rank, (world_size, port, folder), nprocs=world_size)
+        multiprocessing.spawn(run_rank, (world_size, free_port(), folder), nprocs=world_size)
     return {
         world_size: [
             {

@@ -6,7 +6,6 @@ A CPU has one memory, so this shows that states and weights come back whole, not
 from __future__ import annotations
 
 import multiprocessing
-import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 import torch
 
 from tests.actors.learner_worker import CASES, Case, collect, make_batch
+from tests.ports import free_port
 from tests.tiny_models import make_tiny_qwen3
 from trd_ray.choices import DType
 from trd_ray.device_turns import Residence
@@ -70,10 +70,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict]]:
     make_tiny_qwen3(folder / "tied", seed=0)
     make_tiny_qwen3(folder / "untied", seed=1, tie_word_embeddings=False)
     make_tiny_qwen3(folder / "teacher", seed=2, tie_word_embeddings=False)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    process = multiprocessing.get_context("spawn").Process(target=run_all, args=(folder, port))
+    process = multiprocessing.get_context("spawn").Process(target=run_all, args=(folder, free_port()))
     process.start()
     process.join(400)
     assert process.exitcode == 0

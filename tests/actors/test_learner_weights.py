@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import torch.multiprocessing as multiprocessing
 
 from actors.learner_weights import _buckets
 from tests.actors.gathering_rank import BUCKET_BYTES, Gathering, run_rank
+from tests.ports import free_port
 from tests.tiny_models import make_tiny_qwen3
 from trd_ray.lora import NamedWeight
 from trd_ray.weights import checksum_named
@@ -27,10 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ranks(folder: Path) -> list[Gathering]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    multiprocessing.spawn(run_rank, (2, port, folder), nprocs=2)
+    multiprocessing.spawn(run_rank, (2, free_port(), folder), nprocs=2)
     return [Gathering(**torch.load(folder / f"gathering_{rank}.pt")) for rank in range(2)]
 
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+from tests.ports import free_ports
 
 _MARK = "TRD_RAY_TEST_JOBS"
 _START_S = 120.0
@@ -73,7 +74,7 @@ def job_cluster(*, num_cpus: int) -> Iterator[JobCluster]:
     """
     with tempfile.TemporaryDirectory(prefix="trdj", dir=_SHORT, ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        ports = _free_ports(6)
+        ports = free_ports(6)
         cluster = JobCluster(
             address=f"http://127.0.0.1:{ports[0]}",
             token=secrets.token_hex(32),
@@ -122,14 +123,6 @@ def _wait(cluster: JobCluster, node: subprocess.Popen[bytes]) -> None:
     while b"Ray runtime started" not in cluster.log.read_bytes():
         assert node.poll() is None and time.monotonic() < deadline, cluster.log.read_text()
         time.sleep(0.1)
-
-
-def _free_ports(num: int) -> list[int]:
-    with ExitStack() as probes:
-        sockets = [probes.enter_context(socket.socket()) for _ in range(num)]
-        for probe in sockets:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in sockets]
 
 
 def _kill(process: psutil.Process) -> None:

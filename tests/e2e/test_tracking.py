@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.e2e.processes import ROOT, command, descendants, wait_for_lines, wait_until_gone
+from tests.ports import free_port
 from tests.unit.trackers.wandb_file import wandb_records
 from trd_ray.metrics import read_evals, read_metrics
 from trd_ray.run_folder import RunFolder
@@ -25,12 +25,6 @@ from trd_ray.scalars import CLUSTER_METRICS, ClusterMetricKind, step_scalars
 
 _PUBLISHED_WITHIN_S = 120.0
 """Ray reports every 10 s."""
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def session_folder(log: Path) -> Path:

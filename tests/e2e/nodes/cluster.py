@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from pathlib import Path
 import psutil
 
 from tests.e2e.processes import ROOT
+from tests.ports import free_port
 
 _MARK = "TRD_RAY_TEST_NODES"
 _START_S = 60.0
@@ -140,7 +140,8 @@ def node_cluster(specs: Sequence[NodeSpec]) -> Iterator[NodeCluster]:
         cluster = NodeCluster(
             folder=Path(folder),
             name=uuid.uuid4().hex[:8],
-            port=_free_port(specs[0]),
+            # Nobody else is in a namespace.
+            port=6379 if specs[0].prefix else free_port(),
             token=secrets.token_hex(32),
         )
         try:
@@ -150,15 +151,6 @@ def node_cluster(specs: Sequence[NodeSpec]) -> Iterator[NodeCluster]:
             cluster.end()
         left = psutil.wait_procs(cluster.processes(), timeout=10)[1]
         assert not left, f"still there: {left}"
-
-
-def _free_port(spec: NodeSpec) -> int:
-    """On the head's address; nobody else is in a namespace."""
-    if spec.prefix:
-        return 6379
-    with socket.socket() as probe:
-        probe.bind((spec.address, 0))
-        return int(probe.getsockname()[1])
 
 
 def _marked(mark: str) -> list[psutil.Process]:
