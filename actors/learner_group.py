@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import Any
 from actors.calls import call
 from actors.members import NamedActor, kill, locate
 from trd_ray.batching import part_for_rank
+from trd_ray.disk import is_refusal
 from trd_ray.errors import (
     ActorLostError,
     ActorTimeoutError,
-    DiskError,
+    DiskRefusedError,
     LearnerLostError,
+    PlacementError,
     TrdRayError,
     brief,
     describe,
@@ -37,6 +40,7 @@ class RayLearner:
         *,
         create: Callable[[int], NamedActor],
         host: Callable[[], str],
+        run_dir: Path,
         start_s: float,
         timeout_s: float,
     ) -> None:
@@ -44,11 +48,13 @@ class RayLearner:
         Args:
             create: makes the actor of a rank anew, after the old one is killed.
             host: where the ranks meet, of `meeting_host`; asked for each set of actors.
+            run_dir: of the run, where the ranks write their parts of its checkpoints.
             start_s: limit of loading the model, in seconds; `timeout_s` that of every other call.
         """
         self._ranks = tuple(ranks)
         self._create = create
         self._host = host
+        self._run_dir = run_dir
         self._address: str | None = None
         self._start_s = start_s
         self._timeout_s = timeout_s
@@ -68,12 +74,13 @@ class RayLearner:
     async def setup(self) -> None:
         """Load models and form the group; once for each set of actors, before anything else.
 
-        Raises as `all_ranks`: a rank that dies here is a rank that is lost. Raises `PlacementError` if the
-        first rank cannot be met at the configured address.
+        Raises as `all_ranks`: a rank that dies here is a rank that is lost. Raises `PlacementError` if a rank
+        does not see the run folder, or the first cannot be met at the configured address.
         """
         names = [rank.name for rank in self._ranks]
         locating = [asyncio.ensure_future(locate(rank, timeout_s=self._start_s)) for rank in self._ranks]
         await all_ranks(locating, names=names, method="whereabouts")
+        await self._require_run_dir()
         first = self._ranks[0]
         finding = call(
             first.handle.find_master.remote(self._host()),
@@ -85,6 +92,26 @@ class RayLearner:
         self._address, port = found[0]
         refs = [rank.handle.setup.remote(self._address, port) for rank in self._ranks]
         await self._all(refs, "setup", timeout_s=self._start_s)
+
+    async def _require_run_dir(self) -> None:
+        """Raise `PlacementError` naming ranks for which the run folder is not the driver's: what they would
+        save there, no checkpoint would hold."""
+        with tempfile.NamedTemporaryFile(dir=self._run_dir, prefix=".seen-by-all-") as file:
+            path = Path(file.name).resolve()
+            seen = await self._all(
+                [rank.handle.sees.remote(path) for rank in self._ranks], "sees", timeout_s=self._start_s
+            )
+        blind = [rank.name for rank, sees in zip(self._ranks, seen, strict=True) if not sees]
+        if blind:
+            raise PlacementError(
+                describe(
+                    "the run folder is not the same for driver and learner",
+                    where="run.dir",
+                    got=f"{path.parent}, where {', '.join(blind)} does not see the driver's files",
+                    expected="one folder, under the same path on the nodes of driver and learner",
+                    remedy="put run.dir on a disk that all nodes mount",
+                )
+            )
 
     async def restart(self) -> None:
         """Kill every rank and begin anew with the weights of step 0."""
@@ -128,7 +155,7 @@ async def all_ranks(calls: Sequence[asyncio.Future[Any]], *, names: Sequence[str
     Raises:
         LearnerLostError: a rank died, hangs, or raised what a rank must not raise; names the rank whose
             error says most. The others may be in the middle of a collective: the group is of no use.
-        DiskError: a file could not be written.
+        DiskRefusedError: the disk of a rank is full, or may not be written to.
         TrdRayError, ValueError: what every rank raises that is asked for the impossible.
     """
     try:
@@ -147,11 +174,11 @@ async def all_ranks(calls: Sequence[asyncio.Future[Any]], *, names: Sequence[str
         return [calling.result() for calling in calls]
     name = min(errors, key=lambda name: _rank_of_error(errors[name]))
     error = errors[name]
+    inner = unwrapped(error)
     if _rank_of_error(error) == _EXPECTED:
-        inner = unwrapped(error)
         raise inner from None if inner is error else error  # the rank's own traceback
-    if isinstance(error, OSError) and not isinstance(error, TimeoutError | ConnectionError):
-        raise DiskError(_disk_message(name, method, error)) from error
+    if isinstance(inner, OSError) and is_refusal(inner):
+        raise DiskRefusedError(_disk_message(name, method, error)) from error
     raise LearnerLostError(
         describe(
             "a learner rank is lost",

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -36,6 +37,10 @@ class Locatable:
     def whereabouts(self) -> Process:
         """The node and the process that it runs in."""
         return Process(node_id=ray.get_runtime_context().get_node_id(), pid=os.getpid())
+
+    def sees(self, file: Path) -> bool:
+        """Whether there is such a file where it runs."""
+        return file.is_file()
 
 
 @dataclass(kw_only=True, eq=False)

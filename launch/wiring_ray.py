@@ -161,6 +161,7 @@ async def _groups(config: TrdConfig, maker: ActorMaker, activity: RoleActivity) 
         ranks,
         create=maker.maker(Role.LEARNER),
         host=lambda: meeting_host(config.weight_sync),
+        run_dir=RunFolder(config.run.dir).path,
         start_s=config.timeouts.start_s,
         timeout_s=config.timeouts.learn_s,
     )

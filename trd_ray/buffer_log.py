@@ -2,6 +2,7 @@
 
     <log>/step_NNNNNN.parquet       trajectories that ended in the step, in the order of its batch
     <log>/set_aside/...             segments that a resume took out of the run
+    <log>/run.txt                   the run folder that it belongs to, if it is elsewhere
 
 A segment is written under a temporary name and renamed when it is whole, on any file system of fsspec: one
 that renames by copying gives the copy its name only when it is complete. So a segment that is there was
@@ -26,6 +27,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from trd_ray.config import PipelineConfig
+from trd_ray.disk import flush
 from trd_ray.errors import (
     ConfigError,
     DataError,
@@ -41,6 +43,7 @@ from trd_ray.types import Target, TeacherHidden, TopKTargets, Trajectory
 _SEGMENT = re.compile(r"step_(\d{6,})\.parquet")
 _TEMPORARY = re.compile(r"\.step_\d+\.parquet\.tmp")
 _SET_ASIDE = "set_aside"
+_OWNER = "run.txt"
 # A row group is held in memory while it is written, and a column of one must stay below 2 GiB.
 _ROW_GROUP_BYTES = 64 * 2**20
 # Hidden states hardly shrink; a higher level would only take time.
@@ -88,6 +91,35 @@ class BufferLog:
                     remedy="name another folder, or add --resume to continue the run that it belongs to",
                 )
             )  # fmt: skip
+
+    def claim(self, run_dir: Path) -> None:
+        """Say in the log that it belongs to a run, before its first segment does: another run that starts
+        meanwhile is refused here.
+
+        Raises `ConfigError` if it is another run's, `RunFailedError` if nothing can be written there.
+        """
+        owner, path = str(run_dir.resolve()), self._join(_OWNER)
+        try:
+            self._fs.makedirs(self._path, exist_ok=True)
+            if not self.owner():
+                self._fs.pipe_file(path, owner.encode())
+            there = self.owner()
+        except OSError as error:
+            raise _write_failed(error, where=path) from error
+        if there != owner:
+            raise ConfigError(
+                describe(
+                    "the log belongs to another run", where="pipeline.log_url",
+                    got=f"{path} names {there}", expected=f"{owner}, or no such file",
+                    remedy="name another folder; if that run is this one, and was moved, delete the file",
+                )
+            )  # fmt: skip
+
+    def owner(self) -> str:
+        """The run folder that has claimed it; empty if none has. Raises `OSError`."""
+        path = self._join(_OWNER)
+        self._fs.invalidate_cache(self._path)
+        return self._fs.cat_file(path).decode() if self._fs.exists(path) else ""
 
     def open_for_writing(self) -> None:
         """Make the folder, and delete what a killed writer left under temporary names.
@@ -205,7 +237,7 @@ class BufferLog:
             self._fs.mv(source, target)
             return
         os.replace(source, target)
-        _sync_folder(posixpath.dirname(target))
+        flush(posixpath.dirname(target))  # a rename is durable once the folder is
 
 
 def run_log(pipeline: PipelineConfig, folder: RunFolder) -> BufferLog:
@@ -284,15 +316,6 @@ def _read(file: IO[bytes]) -> tuple[Trajectory, ...]:
         for group in range(parquet.num_row_groups)
         for trajectory in _SCHEMA.from_table(parquet.read_row_group(group))
     )
-
-
-def _sync_folder(path: str) -> None:
-    """A rename is durable once the folder is."""
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _write_failed(error: OSError, *, where: str) -> RunFailedError:

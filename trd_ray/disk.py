@@ -10,21 +10,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from trd_ray.errors import DiskError, TrdRayError, describe
+from trd_ray.errors import DiskError, DiskRefusedError, TrdRayError, describe
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_REFUSED = (*_FULL, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def is_refusal(error: OSError) -> bool:
+    """Whether the disk is full or may not be written to, and not something else that may pass."""
+    return error.errno in _REFUSED
 
 
 @contextmanager
 def writing(where: Path) -> Iterator[None]:
-    """Raises `DiskError` naming `where` for an `OSError` of the block."""
+    """Raises `DiskError` naming `where` for an `OSError` of the block: `DiskRefusedError` if no other write
+    would fare better."""
     try:
         yield
     except TrdRayError:
         raise  # some are also an OSError: a call that took too long
     except OSError as error:
         is_full = error.errno in _FULL
-        raise DiskError(
+        kind = DiskRefusedError if is_refusal(error) else DiskError
+        raise kind(
             describe(
                 "the disk of the run folder is full" if is_full else "a file of the run cannot be written",
                 where=str(where),
@@ -45,6 +53,26 @@ def write_whole(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
+
+
+def flush_tree(folder: Path) -> None:
+    """Wait until all files below `folder`, and their names, are on the disk. Raises `OSError`."""
+    for place, _, files in os.walk(folder):
+        for path in (*(os.path.join(place, name) for name in files), place):
+            flush(path)
+
+
+def flush(path: str | Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk. Raises `OSError`."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems cannot flush a folder, and need not.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not os.path.isdir(path):
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def append_whole(file: io.FileIO, data: bytes) -> None:

@@ -64,6 +64,10 @@ class DiskError(RunFailedError):
     """A file of the run cannot be written."""
 
 
+class DiskRefusedError(DiskError):
+    """There is no room, or no right to write: whatever else is to be written there is refused as well."""
+
+
 def describe(what: str, *, where: str, got: object, expected: str, remedy: str) -> str:
     """Format the five answers that every message gives, one to a line."""
     return f"{what}\n  where:    {where}\n  got:      {got}\n  expected: {expected}\n  remedy:   {remedy}"

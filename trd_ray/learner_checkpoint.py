@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from trd_ray.config import LoraConfig, MethodConfig
-from trd_ray.disk import saving_tensors
+from trd_ray.disk import flush_tree, saving_tensors
 from trd_ray.errors import CheckpointError, describe
 from trd_ray.models import load_tokenizer
 
@@ -75,10 +75,8 @@ def commit(folder: Path, header: CheckpointHeader) -> None:
     """Move the partial folder's content to its place. Other files there stay as they are."""
     partial = partial_folder(folder)
     header_file = partial / HEADER_FILE
-    with header_file.open("w", encoding="utf-8") as stream:
-        json.dump(dataclasses.asdict(header), stream, indent=2)
-        stream.flush()
-        os.fsync(stream.fileno())
+    header_file.write_text(json.dumps(dataclasses.asdict(header), indent=2), encoding="utf-8")
+    flush_tree(partial)
     if not folder.exists():
         os.replace(partial, folder)
         return

@@ -30,7 +30,7 @@ from trd_ray.buffer import TrajectoryBuffer
 from trd_ray.choices import Reward
 from trd_ray.collector import StepCollector
 from trd_ray.config import TrdConfig
-from trd_ray.errors import DiskError, RunFailedError, brief, describe
+from trd_ray.errors import DiskRefusedError, RunFailedError, brief, describe
 from trd_ray.evaluator import Evaluator
 from trd_ray.feed import PromptFeed
 from trd_ray.garbage import few_collections
@@ -163,8 +163,8 @@ class Pipeline:
         try:
             with few_collections():
                 await self._steps()
-        except DiskError:
-            raise  # there is no room for a checkpoint either
+        except DiskRefusedError:
+            raise  # a checkpoint would be refused as well
         except Exception:
             await self._checkpoint_after_failure()
             raise
@@ -289,15 +289,15 @@ class Pipeline:
         with self._clock.stage(Stage.LEARN):
             await self._turns.begin(Stage.LEARN)
             learned = await self._learner.learn(batch)
-        if learned.token_values is not None:
-            await self._recorder.token_values(trajectories, batch, learned.token_values)
+        # The step is made, whatever fails from here on: a checkpoint that is written then holds it.
         self._learner_step = learned.learner_step
         before, self._counted = self._counted, self._ledger.end(trajectories)
         synced = nothing_pushed(learned.policy_version)
         try:
+            if learned.token_values is not None:
+                await self._recorder.token_values(trajectories, batch, learned.token_values)
             synced = await self._push(learned.policy_version)
         finally:
-            # The step is made, also if the push fails: a checkpoint that is written then holds it.
             metrics = step_metrics(
                 trajectories,
                 step=learned,

@@ -120,6 +120,8 @@ class RecoveringLearner:
         while True:
             if self.num_restarts >= self._max_restarts:
                 raise RunFailedError(self._too_many(error)) from error
+            # Before anything is started, which takes minutes.
+            await asyncio.to_thread(self._require_past)
             self.num_restarts += 1
             log.warning(
                 "the learner is started anew (%d of %d): %s",
@@ -136,6 +138,23 @@ class RecoveringLearner:
             else:
                 self._lost = None
                 return
+
+    def _require_past(self) -> None:
+        """Raise `RunFailedError` naming the first step since the last checkpoint that is not in the log."""
+        checkpoint = self._past.folder.latest_checkpoint()
+        reached = 0 if checkpoint is None else checkpoint.learner_step
+        logged = () if self._past.steps is None else self._past.steps.steps()
+        for step in range(reached + 1, self._version + 1):
+            if step not in logged:
+                raise RunFailedError(
+                    describe(
+                        "the learner died, and what it learnt since its last checkpoint is not in a log",
+                        where=f"step {step}",
+                        got="no segment of the buffer's log",
+                        expected="pipeline.log_targets=true since the run began",
+                        remedy="--resume, which goes back to the last checkpoint",
+                    )
+                )
 
     async def _replay(self) -> None:
         checkpoint = self._past.folder.latest_checkpoint()
@@ -156,16 +175,7 @@ class RecoveringLearner:
         )
 
     def _logged(self, step: int) -> tuple[Trajectory, ...]:
-        if self._past.steps is None or step not in self._past.steps.steps():
-            raise RunFailedError(
-                describe(
-                    "the learner died, and what it learnt since its last checkpoint is not in a log",
-                    where=f"step {step}",
-                    got="no segment of the buffer's log",
-                    expected="pipeline.log_targets=true since the run began",
-                    remedy="--resume, which goes back to the last checkpoint",
-                )
-            )
+        assert self._past.steps is not None  # as `_require_past` found
         return self._past.steps.read_step(step)
 
     def _too_many(self, error: LearnerLostError) -> str:

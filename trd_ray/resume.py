@@ -15,8 +15,9 @@ from trd_ray.errors import ConfigError, describe
 
 log = logging.getLogger(__name__)
 
-# What may change: a run's length, what it records, its patience, where it is placed, and what the
-# messages of a failed run tell people to change. Each change is logged.
+# What may change: a run's length, what it records, its patience, where it is placed, what it needs of memory
+# and time for the same numbers, and what the messages of a failed run tell people to change. Each change is
+# logged.
 _MAY_CHANGE = (
     "run.dir",
     "run.num_steps",
@@ -27,6 +28,10 @@ _MAY_CHANGE = (
     "run.trace_steps",
     "tracking.",
     "learner.optimizer.learning_rate",
+    "learner.micro_batch_tokens",
+    "learner.kl_chunk_size",
+    "learner.activation_checkpointing",
+    "learner.threads",
     "teacher.sampling.max_tokens",
     "teacher.engine.",
     "generator.engine.",
@@ -35,6 +40,7 @@ _MAY_CHANGE = (
     "pipeline.max_in_flight",
     "pipeline.over_stale",
     "pipeline.log_targets",
+    "weight_sync.",
     "faults.",
     "timeouts.",
     "ray.",
@@ -74,7 +80,7 @@ def check_same_run(saved: Path, config: TrdConfig) -> None:
         log.warning("resumed with another %s: %r then, %r now", change.key, change.before, change.after)
     if any(change.key == "run.num_steps" for change in differing):
         log.warning("warm-up and cosine follow run.num_steps: the learning rate goes on along the new curve")
-    changed = [change.words for change in differing if not change.key.startswith(_MAY_CHANGE)]
+    changed = [change.words for change in differing if not _may_change(change)]
     if changed:
         raise ConfigError(
             describe(
@@ -85,6 +91,13 @@ def check_same_run(saved: Path, config: TrdConfig) -> None:
                 remedy="give the options that the run was started with, or start a new run",
             )
         )
+
+
+def _may_change(change: Difference) -> bool:
+    if change.key == "pipeline.max_staleness":
+        # What waits in the checkpoint may be as old as it was before.
+        return int(str(change.after)) > int(str(change.before))
+    return change.key.startswith(_MAY_CHANGE)
 
 
 def differences(before: TrdConfig, after: TrdConfig) -> tuple[Difference, ...]:

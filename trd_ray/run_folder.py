@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from trd_ray.disk import flush, flush_tree
 from trd_ray.errors import ConfigError, DataError, describe
 from trd_ray.folder_lock import only_driver
 from trd_ray.json_lines import read_torn
@@ -177,10 +178,13 @@ class RunFolder:
             shutil.rmtree(unfinished)
         unfinished.mkdir(parents=True)
         yield unfinished
+        # Older ones are deleted next: a machine that loses its power must not have lost this one then.
+        flush_tree(unfinished)
         final = self.checkpoint(learner_step)
         if final.exists():
             self._remove(final)
         unfinished.rename(final)
+        flush(self.checkpoints)
 
     def complete_checkpoints(self) -> tuple[Checkpoint, ...]:
         """Oldest first."""

@@ -18,7 +18,14 @@ from actors.calls import call
 from actors.joint_call import joint_call
 from actors.learner_group import RayLearner
 from actors.members import Locatable, Member, NamedActor
-from trd_ray.errors import ActorTimeoutError, CheckpointError, DiskError, LearnerLostError, brief
+from trd_ray.errors import (
+    ActorTimeoutError,
+    CheckpointError,
+    DiskRefusedError,
+    LearnerLostError,
+    PlacementError,
+    brief,
+)
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -26,9 +33,14 @@ pytestmark = pytest.mark.usefixtures("cluster")
 class Rank(Locatable):
     """Stands for a learner rank or an engine."""
 
-    def __init__(self, *, dies: bool = False) -> None:
+    def __init__(self, *, dies: bool = False, elsewhere: bool = False, refusal: int = errno.ENOSPC) -> None:
         if dies:
             os.kill(os.getpid(), signal.SIGKILL)
+        self._elsewhere = elsewhere
+        self._refusal = refusal
+
+    def sees(self, file: Path) -> bool:
+        return not self._elsewhere and super().sees(file)
 
     def push(self, fault: str) -> str:
         if fault == "strange":
@@ -40,7 +52,7 @@ class Rank(Locatable):
         return "sent"
 
     def save(self, folder: Path) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+        raise OSError(self._refusal, os.strerror(self._refusal), str(folder))
 
     def load(self, folder: Path) -> int:
         raise CheckpointError(f"{folder} is damaged")
@@ -53,8 +65,12 @@ class Rank(Locatable):
 RankActor = ray.remote(num_cpus=0)(Rank)
 
 
-def rank(index: int, **options: bool) -> NamedActor:
+def rank(index: int, **options: int) -> NamedActor:
     return NamedActor(name=f"learner-{index}", handle=RankActor.remote(**options))
+
+
+def group(run_dir: Path, *ranks: NamedActor) -> RayLearner:
+    return RayLearner(ranks, create=rank, host=lambda: "127.0.0.1", run_dir=run_dir, start_s=60, timeout_s=60)
 
 
 async def push(fault: str, *, of_engine: str = "none"):
@@ -86,25 +102,32 @@ async def test_an_engine_that_is_silent_when_others_break_off_is_named_with_call
     assert re.search(r"generator-0\.receive: nothing after \d+\.\d s", brief(result.lost[member]))
 
 
-async def test_a_rank_that_dies_while_the_group_is_started_is_a_lost_rank():
-    learner = RayLearner(
-        [rank(0), rank(1, dies=True)], create=rank, host="127.0.0.1", start_s=60, timeout_s=60
-    )
+async def test_a_rank_that_dies_while_the_group_is_started_is_a_lost_rank(tmp_path: Path):
     with pytest.raises(LearnerLostError, match="learner-1"):
-        await learner.setup()
+        await group(tmp_path, rank(0), rank(1, dies=True)).setup()
+
+
+async def test_a_run_folder_that_a_rank_does_not_see_is_refused_before_anything_is_loaded(tmp_path: Path):
+    with pytest.raises(PlacementError, match=rf"(?s)run\.dir.*{tmp_path}, where learner-1 does not see"):
+        await group(tmp_path, rank(0), rank(1, elsewhere=True)).setup()
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_a_full_disk_is_no_lost_rank_and_is_told_without_the_stack_of_the_rank(tmp_path: Path):
-    learner = RayLearner([rank(0)], create=rank, host="127.0.0.1", start_s=60, timeout_s=60)
-    with pytest.raises(DiskError, match=r"learner-0\.save") as raised:
-        await learner.save(tmp_path)
+    with pytest.raises(DiskRefusedError, match=r"learner-0\.save") as raised:
+        await group(tmp_path, rank(0)).save(tmp_path)
     assert "No space left" in str(raised.value) and "Traceback" not in str(raised.value)
 
 
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.ENOMEM])
+async def test_what_the_disk_has_not_refused_may_pass_and_is_a_lost_rank(tmp_path: Path, number: int):
+    with pytest.raises(LearnerLostError, match=rf"(?s)learner-0\.save.*{os.strerror(number)}"):
+        await group(tmp_path, rank(0, refusal=number)).save(tmp_path)
+
+
 async def test_what_a_rank_says_of_the_request_is_told_in_its_own_words(tmp_path: Path):
-    learner = RayLearner([rank(0)], create=rank, host="127.0.0.1", start_s=60, timeout_s=60)
     with pytest.raises(CheckpointError) as raised:
-        await learner.load(tmp_path)
+        await group(tmp_path, rank(0)).load(tmp_path)
     assert str(raised.value) == f"{tmp_path} is damaged"
 
 

@@ -109,7 +109,12 @@ class Rig:
 
     async def connect(self, first: NamedActor, *, verify_every: int = 1) -> tuple[RayLearner, RayWeightSync]:
         learner = RayLearner(
-            [first], create=never, host=lambda: "127.0.0.1", start_s=LIMIT_S, timeout_s=LIMIT_S
+            [first],
+            create=never,
+            host=lambda: "127.0.0.1",
+            run_dir=self.model.parent,
+            start_s=LIMIT_S,
+            timeout_s=LIMIT_S,
         )
         await learner.setup()
         sync = RayWeightSync(

@@ -194,6 +194,16 @@ def test_a_log_of_another_run_is_refused(log: BufferLog):
         log.require_empty()
 
 
+def test_a_log_that_another_run_has_claimed_is_refused_before_its_first_segment(
+    log: BufferLog, tmp_path: Path
+):
+    for _ in range(2):
+        log.claim(tmp_path / "a")  # as a resume does
+    with pytest.raises(ConfigError, match=f"(?s)belongs to another run.*{tmp_path}/a.*delete the file"):
+        log.claim(tmp_path / "b")
+    assert log.owner() == str(tmp_path / "a") and log.steps() == ()
+
+
 def test_an_unknown_protocol_is_a_fault_of_the_configuration():
     with pytest.raises(ConfigError, match=r"pipeline\.log_url"):
         BufferLog("nosuch://bucket/log")

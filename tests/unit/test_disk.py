@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from tests.fakes import FakeLearner
 from tests.unit.tiny_tokenizer import make_tokenizer
-from trd_ray.disk import saving_tensors, write_whole, writing
+from trd_ray.disk import flush_tree, saving_tensors, write_whole, writing
 from trd_ray.errors import ActorTimeoutError, DiskError
 from trd_ray.json_lines import JsonLinesWriter, read_lines
 from trd_ray.recorder import write_checkpoint
@@ -73,6 +73,37 @@ async def test_a_checkpoint_that_cannot_be_written_is_none_and_says_so(tmp_path:
     with pytest.raises(DiskError, match=r"(?s)is full.*step_2"):
         await write_checkpoint(folder, Full(), learner_step=2, state=None, keep=2)
     assert [c.learner_step for c in folder.complete_checkpoints()] == [1]
+
+
+async def test_a_checkpoint_is_on_the_disk_before_its_name_and_before_an_old_one_is_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = RunFolder.create(tmp_path / "run")
+    await write_checkpoint(folder, FakeLearner(), learner_step=1, state=None, keep=1)
+    flushed: list[Path] = []
+
+    def flush(descriptor: int) -> None:
+        assert folder.checkpoint(1).exists()
+        flushed.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+
+    monkeypatch.setattr("trd_ray.disk.os.fsync", flush)
+    await write_checkpoint(folder, FakeLearner(), learner_step=2, state=None, keep=1)
+    unfinished = folder.checkpoints / "step_2.unfinished"
+    assert flushed == [unfinished / "fake.txt", unfinished, folder.checkpoints]
+    assert not folder.checkpoint(1).exists()
+
+
+def test_a_file_system_that_cannot_flush_folders_is_put_up_with_for_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(descriptor: int) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr("trd_ray.disk.os.fsync", refuse)
+    flush_tree(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="Invalid argument"):
+        flush_tree(tmp_path)
 
 
 async def test_an_old_checkpoint_that_cannot_be_deleted_is_no_fault_of_the_new_one(

@@ -14,7 +14,7 @@ import pytest
 from tests.fakes import FakeGenerator, FakeLearner, FakeWeightSync
 from tests.unit.trajectory_records import trajectory
 from trd_ray.config import LearnerConfig, MethodConfig
-from trd_ray.errors import LearnerLostError, RunFailedError
+from trd_ray.errors import DataError, LearnerLostError, RunFailedError
 from trd_ray.recovery import Past, RecoveringLearner
 from trd_ray.run_folder import RunFolder
 from trd_ray.step_batch import step_batch
@@ -146,22 +146,38 @@ async def test_restarts_are_bounded_and_the_message_says_after_which_step(tmp_pa
         await learner.learn(batch(2))
 
 
-async def test_without_a_log_the_run_ends_and_says_how_to_go_on(tmp_path: Path):
-    rig = Rig(RunFolder.create(tmp_path), dies=dies_at(2))
-    learner = rig.recovering()
-    await learner.learn(batch(1))
-    with pytest.raises(RunFailedError, match=r"(?s)step 1.*log_targets=true.*--resume"):
-        await learner.learn(batch(2))
-
-
-async def test_a_learner_that_was_not_brought_back_is_never_saved_as_if_it_were(tmp_path: Path):
-    rig = Rig(RunFolder.create(tmp_path), dies=dies_at(2))
+@pytest.mark.parametrize("log", [None, Log(0)])
+async def test_without_a_log_the_run_ends_at_once_and_says_how_to_go_on(tmp_path: Path, log: Log | None):
+    rig = Rig(RunFolder.create(tmp_path), log=log, dies=dies_at(2))
     learner = rig.recovering()
     await learner.learn(batch(1))
     for _ in range(2):
-        with pytest.raises(RunFailedError, match="log_targets=true"):
+        with pytest.raises(RunFailedError, match=r"(?s)step 1.*log_targets=true.*--resume"):
             await learner.learn(batch(2))
-    with pytest.raises(RunFailedError):
+    assert rig.num_restarted == 0, "minutes of all devices for nothing"
+
+
+async def test_a_learner_at_its_checkpoint_needs_no_log(tmp_path: Path):
+    rig = Rig(RunFolder.create(tmp_path), dies=dies_at(2))
+    learner = rig.recovering()
+    await learner.learn(batch(1))
+    with rig.folder.writing_checkpoint(1) as unfinished:
+        await learner.save(unfinished)
+    assert (await learner.learn(batch(2))).policy_version == 2
+    assert rig.num_restarted == 1
+
+
+async def test_a_learner_that_was_not_brought_back_is_never_saved_as_if_it_were(tmp_path: Path):
+    class Damaged(Log):
+        def read_step(self, learner_step: int) -> tuple[Trajectory, ...]:
+            raise DataError(f"step {learner_step} is damaged")
+
+    rig = Rig(RunFolder.create(tmp_path), log=Damaged(1), dies=dies_at(2))
+    learner = rig.recovering()
+    await learner.learn(batch(1))
+    with pytest.raises(DataError, match="step 1 is damaged"):
+        await learner.learn(batch(2))
+    with pytest.raises(DataError):
         await learner.save(tmp_path)
     assert not (tmp_path / "fake.txt").exists(), "the ranks are alive, with the weights of step 0"
 

@@ -19,6 +19,8 @@ from trd_ray.run_state import PendingPrompt, RunState
 from trd_ray.staleness import check_staleness
 from trd_ray.types import Problem
 
+EXPERIMENT = Path(__file__).parents[2] / "configs/experiment/trd_opd.yaml"
+
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
@@ -34,15 +36,29 @@ def saved(tmp_path: Path) -> Path:
         "learner.optimizer.learning_rate=1e-5",
         "teacher.sampling.max_tokens=99",
         "timeouts.sync_s=9",
+        "pipeline.over_stale=use",
+        "pipeline.log_targets=false",
+        "learner.micro_batch_tokens=512",
+        "learner.kl_chunk_size=64",
+        "learner.activation_checkpointing=false",
+        "weight_sync.verify_every=7",
     ],
 )
 def test_what_messages_tell_to_change_may_change(saved: Path, override: str):
     check_same_run(saved, load_config(saved, [override]))
 
 
+def test_staleness_may_be_raised_as_a_run_that_is_too_stale_says_and_not_lowered(tmp_path: Path):
+    saved = tmp_path / "config.yaml"
+    options = ["pipeline.stage_barrier=false", "pipeline.max_staleness=1"]
+    saved.write_text(dump_config(load_config(EXPERIMENT, options)))
+    check_same_run(saved, load_config(saved, ["pipeline.max_staleness=2"]))
+    with pytest.raises(ConfigError, match=r"pipeline\.max_staleness: 1 then, 0 now"):
+        check_same_run(saved, load_config(saved, ["pipeline.max_staleness=0"]))
+
+
 def test_a_dry_run_of_a_resumption_compares_with_the_run_that_is_there(tmp_path: Path, capsys):
-    base = Path(__file__).parents[2] / "configs/experiment/trd_opd.yaml"
-    config = load_config(base, [f"run.dir={tmp_path / 'run'}"])
+    config = load_config(EXPERIMENT, [f"run.dir={tmp_path / 'run'}"])
     with pytest.raises(ConfigError, match="run"):
         show_plan(config, no_ray=True, resume=True)
     folder = RunFolder.create(tmp_path / "run")

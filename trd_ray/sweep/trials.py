@@ -108,11 +108,19 @@ class TrialConfigs:
     def config(self, trial: Trial) -> TrdConfig:
         """Raises `ConfigError` naming the trial and the key."""
         try:
-            config = self._layered(self._sweep.files(trial.settings))(tuple(self._leaves(trial)))
+            load, leaves = self._layered(self._sweep.files(trial.settings)), tuple(self._leaves(trial))
+            config = load(leaves)
+            if config.pipeline.log_url:
+                config = load((*leaves, self._log_of(trial, config.pipeline.log_url)))
             _check_metric(self._sweep, config)
         except ConfigError as error:
             raise ConfigError(f"trial {trial.name}: {error}") from error
         return config
+
+    def _log_of(self, trial: Trial, url: str) -> Leaf:
+        """A place of its own below the one that the options name for all."""
+        place = f"{self._sweep.path}, trial {trial.name}"
+        return _leaf("pipeline.log_url", f"{url.rstrip('/')}/{trial.name}", place)
 
     def _leaves(self, trial: Trial) -> Iterator[Leaf]:
         yield from self._sweep.fixed

@@ -31,6 +31,12 @@ def test_two_methods_and_two_seeds_are_four_trials(tmp_path: Path):
     assert config.run.dir == str(tmp_path / "out" / "trials" / "sft__seed=3")
 
 
+def test_each_trial_keeps_a_log_of_its_own_where_the_options_name_one_place(tmp_path: Path):
+    sweep = sweep_of(tmp_path, "axes: {method: [opd, sft]}\nset: {pipeline.log_url: 's3://bucket/logs/'}\n")
+    urls = [config.pipeline.log_url for _, config in checked_trials(sweep).values()]
+    assert urls == ["s3://bucket/logs/opd", "s3://bucket/logs/sft"]
+
+
 def test_grids_are_combined_in_order(tmp_path: Path):
     sweep = sweep_of(
         tmp_path,
