@@ -62,6 +62,9 @@ class Rank(Locatable):
         return "thought"
 
 
+# Three seconds after the process has been stopped.
+_WAKES = "until grep -q '^State:.T' /proc/$1/status; do sleep 0.05; done; sleep 3; kill -CONT $1"
+
 RankActor = ray.remote(num_cpus=0)(Rank)
 
 
@@ -135,11 +138,11 @@ async def test_a_driver_that_was_stopped_does_not_take_its_own_sleep_for_that_of
     actor = rank(0)
     await call(actor.handle.think.remote(0), actor=actor.name, method="think", timeout_s=60)
     # Goes on by itself: whoever is stopped cannot.
-    waking = subprocess.Popen(["bash", "-c", f"sleep 3; kill -CONT {os.getpid()}"])
+    waking = subprocess.Popen(["bash", "-c", _WAKES, "bash", str(os.getpid())])
     asking = asyncio.create_task(
-        call(actor.handle.think.remote(3.5), actor=actor.name, method="think", timeout_s=1)
+        call(actor.handle.think.remote(3.8), actor=actor.name, method="think", timeout_s=1)
     )
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0.5)
     started = time.monotonic()
     os.kill(os.getpid(), signal.SIGSTOP)
     assert time.monotonic() - started > 2, "it was stopped"

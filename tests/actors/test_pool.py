@@ -92,7 +92,7 @@ class Rig:
             [self.make(f"{name}{i}") for i in range(num)],
             create=self.again,
             limits=PoolLimits(request_s=request_s, start_s=start_s, replace_s=replace_s, num_slots=4),
-            faults=FaultConfig(**{"heartbeat_s": 0.2, "heartbeat_timeout_s": 1.0, **faults}),
+            faults=FaultConfig(**{"heartbeat_s": 0.2, "heartbeat_timeout_s": 10.0, **faults}),
             activity=self.activity,
         )
         self.generators = RayGenerators(self.pool)
@@ -312,7 +312,7 @@ async def test_a_replacement_that_no_node_has_room_for_ends_nothing_while_anothe
     monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setattr("actors.pool._PLACE_REPORT_S", 0.3)
-    rig = Rig(start_s=0.5, replace_s=1, max_restarts=1)
+    rig = Rig(start_s=3, replace_s=3, max_restarts=1)
     rig.nowhere = True
     async with rig.running(start_s=60):
         await rig.behave(0, "dies")
@@ -320,14 +320,14 @@ async def test_a_replacement_that_no_node_has_room_for_ends_nothing_while_anothe
         async with asyncio.timeout(30):
             while rig.pool.actors[0].has_place:
                 await asyncio.sleep(0.02)
-        await asyncio.sleep(3)
+        await asyncio.sleep(7)
         assert await rig.ask(4) == ["g1"] * 4
         assert rig.created == [0], "it waits, and is not started again and again"
 
 
 async def test_it_ends_the_run_where_no_other_engine_is_left(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("actors.pool._PLACE_REPORT_S", 0.3)
-    rig = Rig(num=1, start_s=0.5, max_restarts=1)
+    rig = Rig(num=1, start_s=3, max_restarts=1)
     rig.nowhere = True
     async with rig.running(start_s=60):
         await rig.behave(0, "dies")

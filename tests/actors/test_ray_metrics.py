@@ -24,8 +24,11 @@ def published() -> dict[str, float]:
     """Values by name, and by name and data set, as the agent of this node serves them."""
     node = ray.nodes()[0]
     url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-    with urllib.request.urlopen(url, timeout=10) as answer:
-        text = answer.read().decode()
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            text = answer.read().decode()
+    except OSError:
+        return {}  # too busy to answer
     found = re.findall(r"^ray_(trd_ray_\w+)\{(.*?)\} (\S+)$", text, re.MULTILINE)
     values = {}
     for name, tags, value in found:

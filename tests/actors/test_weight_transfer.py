@@ -223,7 +223,7 @@ def test_tensors_are_cast_to_the_dtype_of_the_manifest() -> None:
 def test_two_buckets_are_filled_before_receivers_have_begun_and_earn_them_no_time() -> None:
     tensors = [*TENSORS, ("d", torch.ones(1000))]
     manifest = WeightManifest.of(tensors)
-    limit_s = 2.0
+    limit_s = 6.0
     taken = []
 
     def slowly() -> Iterator[tuple[str, torch.Tensor]]:

@@ -15,7 +15,7 @@ from tests.actors.transfer_process import Halt, Orders, ReceiverProcess
 from trd_ray.errors import ActorTimeoutError
 from trd_ray.weights import WeightManifest, checksum_named
 
-TIMEOUT_S = 3.0
+TIMEOUT_S = 8.0
 # What a push may take beyond its limit: a quarter of it for the living to say that they live, and scheduling.
 SLACK_S = 4.0
 BUCKET_BYTES = 8 * 2**20

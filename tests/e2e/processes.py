@@ -75,13 +75,18 @@ def wait_until_gone(pids: set[int], *, timeout_s: float = 30) -> set[int]:
     """The processes of `pids` that still live after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        alive = {
-            p for p in pids if psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE
-        }
+        alive = {pid for pid in pids if _is_alive(pid)}
         if not alive:
             return set()
         time.sleep(0.2)
     return alive
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def descendants(process: subprocess.Popen[str]) -> set[int]:

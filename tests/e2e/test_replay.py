@@ -141,8 +141,10 @@ def test_sigterm_ends_a_replay_with_a_checkpoint_and_no_process(tmp_path: Path):
     assert done.returncode == 0, done.stdout + done.stderr
     process = start(replay_command(source, run_dir), tmp_path / "log")
     wait_for_lines(run_dir / "metrics.jsonl", 1, process)
+    process.send_signal(signal.SIGSTOP)  # it makes many steps a second
     pids = descendants(process)
     process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGCONT)
     code = process.wait(120)
     text = (tmp_path / "log").read_text()
     assert wait_until_gone(pids) == set()

@@ -112,6 +112,7 @@ def test_killed_run_resumes_to_the_losses_of_the_whole_one(whole_run: Path, tmp_
     arguments = command("trd_opd.yaml", run_dir, "run.num_steps=4", "run.checkpoint_every=2")
     process = start(arguments, tmp_path / "log")
     wait_for_lines(run_dir / "metrics.jsonl", 3, process)
+    process.send_signal(signal.SIGSTOP)  # the next checkpoint is less than a second away
     pids = descendants(process)
     process.send_signal(signal.SIGKILL)
     process.wait(30)

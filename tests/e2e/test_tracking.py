@@ -54,7 +54,8 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, dict[s
     folder = tmp_path_factory.mktemp("tracked")
     run_dir, log = folder / "run", folder / "log"
     arguments = command(
-        "trd_opd.yaml", run_dir, "run.num_steps=1000", "run.trackers=[tensorboard, wandb, mlflow, trackio]",
+        "trd_opd.yaml", run_dir, "run.num_steps=1000", "run.eval_every=0",
+        "run.trackers=[tensorboard, wandb, mlflow, trackio]",
         "tracking.offline=true", "tracking.project=e2e", "ray.dashboard=true",
         f"ray.dashboard_port={free_port()}",
     )  # fmt: skip
@@ -65,7 +66,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, dict[s
     try:
         wait_for_lines(run_dir / "metrics.jsonl", 2, process)
         pids = descendants(process)
-        values = published(session_folder(log), process, log)
+        values = published(session_folder(log), RunFolder(run_dir), process, log)
         process.send_signal(signal.SIGTERM)
         assert process.wait(180) == 1, log.read_text()
     finally:
@@ -74,33 +75,50 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, dict[s
     return RunFolder(run_dir), values, log.read_text()
 
 
-def published(session: Path, process: subprocess.Popen[bytes], log: Path) -> dict[str, float]:
-    """What is scraped once a step is in it. Until then agents may be starting, or too busy to answer."""
+def published(
+    session: Path, folder: RunFolder, process: subprocess.Popen[bytes], log: Path
+) -> dict[str, float]:
+    """What is scraped once a step is whole in it. Until then agents may be starting, or too busy to answer,
+    or the numbers of a step are being set one by one."""
     deadline = time.monotonic() + _PUBLISHED_WITHIN_S
     while True:
         try:
             values = scraped(session)
-            problem = f"only {sorted(values)}"
+            problem = differences(values, folder) if values else "nothing"
         except OSError as error:
             values, problem = {}, str(error)
-        if "ray_trd_ray_learner_step" in values:
+        if not problem:
             return values
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < deadline, f"{problem} after {_PUBLISHED_WITHIN_S} s"
         time.sleep(1.0)
 
 
+def differences(values: dict[str, float], folder: RunFolder) -> str:
+    """Where what was scraped is not the row of its step, or the sum of rows up to it; empty if nowhere."""
+    at = int(values.get("ray_trd_ray_learner_step", 0))
+    steps = read_metrics(folder.metrics)[:at]
+    if not steps:
+        return f"no step in {sorted(values)}"
+    row = steps[-1].to_json()
+    expected = {
+        metric.scraped_name: row[key]
+        for key, metric in CLUSTER_METRICS.items()
+        if metric.kind is ClusterMetricKind.GAUGE and not metric.by_dataset and row[key] is not None
+    }
+    for key in ("num_generated_tokens", "num_loss_tokens", "num_consumed"):
+        expected[CLUSTER_METRICS[key].scraped_name] = sum(getattr(m, key) for m in steps)
+    wrong = {
+        name: (values.get(name), value)
+        for name, value in expected.items()
+        if values.get(name) != pytest.approx(value)
+    }
+    return f"step {at}, scraped and expected: {wrong}" if wrong else ""
+
+
 def test_prometheus_finds_every_number_of_a_step_with_its_value(stopped):
     folder, values, _ = stopped
-    at = int(values["ray_trd_ray_learner_step"])
-    steps = read_metrics(folder.metrics)
-    row = steps[at - 1].to_json()
-    for key, metric in CLUSTER_METRICS.items():
-        if metric.kind is ClusterMetricKind.GAUGE and not metric.by_dataset and row[key] is not None:
-            assert values[metric.scraped_name] == pytest.approx(row[key]), key
-    for key in ("num_generated_tokens", "num_loss_tokens", "num_consumed"):
-        total = sum(getattr(m, key) for m in steps[:at])
-        assert values[CLUSTER_METRICS[key].scraped_name] == total, key
+    assert differences(values, folder) == ""
     (first,) = read_evals(folder.eval)
     assert values["ray_trd_ray_eval_avg_at_k"] == pytest.approx(first.avg_at_k)
 

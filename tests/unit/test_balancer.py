@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trd_ray.balancer import Balancer
@@ -102,6 +102,7 @@ async def test_without_members_a_request_waits_for_one():
     assert await asyncio.wait_for(asyncio.gather(*waiting), 1) == [7, 7]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 50), st.integers(0, 3)), min_size=1, max_size=60), st.integers(1, 3))
 def test_whatever_the_order_no_slot_is_lost_and_none_is_given_twice(
     jobs: list[tuple[int, int]], num_slots: int

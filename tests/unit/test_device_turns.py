@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fakes import RecordingObserver
@@ -68,6 +68,7 @@ WORKER = {
 }
 
 
+@settings(deadline=None)
 @given(order=st.lists(st.sampled_from(list(Stage)), max_size=12), teacher=st.booleans(), pushed=st.booleans())
 def test_at_most_one_role_is_awake_whatever_the_order(order: list[Stage], teacher: bool, pushed: bool):
     turns, devices, _ = rig(teacher=teacher, pushes_teacher=pushed)

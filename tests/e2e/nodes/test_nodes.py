@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -107,7 +108,9 @@ def test_a_learner_whose_node_dies_goes_on_at_another_node(tmp_path: Path):
     run_dir = tmp_path / "run"
     with node_cluster(specs(1, 3, 3)) as cluster, running(cluster, run_dir) as process:
         wait_for_lines(run_dir / "metrics.jsonl", 3, process)
+        process.send_signal(signal.SIGSTOP)  # the next step is less than a second away
         (dying,) = (node for node in cluster.nodes[1:] if LEARNER in actors_on(node))
         dying.kill()
+        process.send_signal(signal.SIGCONT)
         finish(process, run_dir)
     assert "the learner is at step 3 again, 1 of them replayed" in log_of(run_dir)

@@ -22,7 +22,7 @@ def test_trials_join_the_cluster_as_many_at_once_as_fit(tmp_path: Path):
     path.write_text(
         f"base: {CONFIGS / 'opd_reverse_kl.yaml'}\ndir: {tmp_path / 'out'}\n"
         f"seeds: {list(range(NUM_TRIALS))}\n"
-        f"set: {{run.num_steps: 20, generator.sampling.temperature: 3.0{memory}}}\n"
+        f"set: {{run.num_steps: 20, generator.sampling.temperature: 6.0{memory}}}\n"
     )
     # Half a core for each of three actors and the driver: the first trial fills two thirds of the head.
     with node_cluster(specs(3, 2)) as cluster:

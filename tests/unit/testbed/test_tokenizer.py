@@ -6,7 +6,7 @@ import string
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
@@ -19,6 +19,7 @@ TOKENIZER = build_tokenizer()
 PRINTABLE = string.ascii_letters + string.digits + string.punctuation + " \n"
 
 
+@settings(deadline=None)
 @given(st.text(alphabet=PRINTABLE, max_size=80))
 def test_printable_text_round_trips(text: str) -> None:
     assert TOKENIZER.decode(TOKENIZER.encode(text)) == text
