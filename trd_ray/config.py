@@ -368,7 +368,8 @@ class PipelineConfig:
     `--replay` trains again without generators and teachers, and a learner that died is brought back to
     its step. Costs disk: the dry run says how much a step."""
     log_url: str = ""
-    """Where that log is kept: a folder or any fsspec URL. Empty: `buffer_log` in the run folder."""
+    """Where that log is kept, of one run: a folder or any fsspec URL; each trial of a sweep has a folder of
+    its own below it. Empty: `buffer_log` in the run folder."""
     stage_barrier: bool = True
     """Begin a stage only when all trajectories of the step have ended the one before. Right where
     roles share their cores or GPUs; false lets each trajectory go on by itself."""
