@@ -12,7 +12,7 @@ from typing import Any
 from actors.calls import call
 from actors.members import NamedActor, kill, locate
 from trd_ray.batching import part_for_rank
-from trd_ray.disk import is_refusal
+from trd_ray.disk import is_refusal, writing
 from trd_ray.errors import (
     ActorLostError,
     ActorTimeoutError,
@@ -95,8 +95,11 @@ class RayLearner:
 
     async def _require_run_dir(self) -> None:
         """Raise `PlacementError` naming ranks for which the run folder is not the driver's: what they would
-        save there, no checkpoint would hold."""
-        with tempfile.NamedTemporaryFile(dir=self._run_dir, prefix=".seen-by-all-") as file:
+        save there, no checkpoint would hold. Raises `DiskError` if the driver cannot write there."""
+        with (
+            writing(self._run_dir),
+            tempfile.NamedTemporaryFile(dir=self._run_dir, prefix=".seen-by-all-") as file,
+        ):
             path = Path(file.name).resolve()
             seen = await self._all(
                 [rank.handle.sees.remote(path) for rank in self._ranks], "sees", timeout_s=self._start_s

@@ -96,7 +96,7 @@ class BufferLog:
         """Say in the log that it belongs to a run, before its first segment does: another run that starts
         meanwhile is refused here.
 
-        Raises `ConfigError` if it is another run's, `RunFailedError` if nothing can be written there.
+        Raises `ConfigError` if it is another run's, or if nothing can be written there.
         """
         owner, path = str(run_dir.resolve()), self._join(_OWNER)
         try:
@@ -105,7 +105,13 @@ class BufferLog:
                 self._fs.pipe_file(path, owner.encode())
             there = self.owner()
         except OSError as error:
-            raise _write_failed(error, where=path) from error
+            raise ConfigError(
+                describe(
+                    "the log's place cannot be written", where="pipeline.log_url",
+                    got=f"{path}: {type(error).__name__}: {error}", expected="a place to write to",
+                    remedy="make it writable, name another one, or set pipeline.log_targets=false",
+                )
+            ) from error  # fmt: skip
         if there != owner:
             raise ConfigError(
                 describe(
@@ -117,9 +123,12 @@ class BufferLog:
 
     def owner(self) -> str:
         """The run folder that has claimed it; empty if none has. Raises `OSError`."""
-        path = self._join(_OWNER)
         self._fs.invalidate_cache(self._path)
-        return self._fs.cat_file(path).decode() if self._fs.exists(path) else ""
+        try:
+            owner: bytes = self._fs.cat_file(self._join(_OWNER))
+        except FileNotFoundError:
+            return ""
+        return owner.decode()
 
     def open_for_writing(self) -> None:
         """Make the folder, and delete what a killed writer left under temporary names.

@@ -204,6 +204,12 @@ def test_a_log_that_another_run_has_claimed_is_refused_before_its_first_segment(
     assert log.owner() == str(tmp_path / "a") and log.steps() == ()
 
 
+def test_a_claim_that_cannot_be_written_is_a_fault_of_the_configuration(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"(?s)pipeline\.log_url.*log_targets=false"):
+        BufferLog(str(tmp_path / "file" / "log")).claim(tmp_path)
+
+
 def test_an_unknown_protocol_is_a_fault_of_the_configuration():
     with pytest.raises(ConfigError, match=r"pipeline\.log_url"):
         BufferLog("nosuch://bucket/log")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from launch.dry_run import show_plan
+from launch.train import _resume
+from trd_ray.buffer_log import BufferLog
 from trd_ray.config import PipelineConfig, RunConfig, TrdConfig
 from trd_ray.config_loader import dump_config, load_config
 from trd_ray.data import FiniteStream
@@ -78,6 +81,33 @@ def test_a_dry_run_of_a_resumption_compares_with_the_run_that_is_there(tmp_path:
 def test_what_makes_it_another_run_is_named(saved: Path, override: str, named: str):
     with pytest.raises(ConfigError, match=named):
         check_same_run(saved, load_config(saved, [override]))
+
+
+def resume_with_log(run_dir: Path, log: Path, *, log_targets: bool) -> None:
+    folder = RunFolder(run_dir)
+    pipeline = PipelineConfig(log_url=str(log), log_targets=log_targets)
+    _resume(folder, TrdConfig(run=RunConfig(dir=str(run_dir)), pipeline=pipeline))
+
+
+@pytest.mark.parametrize("log_targets", [True, False])
+def test_the_log_of_another_run_is_never_set_aside(tmp_path: Path, log_targets: bool):
+    log = BufferLog(str(tmp_path / "log"))
+    log.claim(tmp_path / "other")
+    log.write_step([], learner_step=1)
+    refused = pytest.raises(ConfigError, match="belongs to another run") if log_targets else nullcontext()
+    with refused:
+        resume_with_log(tmp_path / "run", tmp_path / "log", log_targets=log_targets)
+    assert log.steps() == (1,)
+    resume_with_log(tmp_path / "other", tmp_path / "log", log_targets=log_targets)
+    assert log.steps() == (), "its own is, where no checkpoint holds the step"
+
+
+def test_a_log_that_failed_can_be_turned_off(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    (tmp_path / "log").write_text("not a folder")
+    resume_with_log(tmp_path / "run", tmp_path / "log" / "deep", log_targets=False)
+    assert "stays there" in caplog.text
+    with pytest.raises(ConfigError, match=r"pipeline\.log_url"):
+        resume_with_log(tmp_path / "run", tmp_path / "log" / "deep", log_targets=True)
 
 
 def test_second_driver_is_refused(tmp_path: Path):
