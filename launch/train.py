@@ -138,25 +138,28 @@ async def _run(
     ):
         progress.on_stage("start", 0, 1)
         async with wiring(config, inputs, start.folder, activity) as roles:
-            observers = [writer, trackers, progress, *_cluster_observers(no_ray=no_ray)]
-            pipeline = build_pipeline(
-                config,
-                roles=watch_roles(roles, activity, in_process=no_ray, has_teacher=config.teacher_group),
-                inputs=inputs,
-                folder=start.folder,
-                observer=Observers(observers),
-                activity=activity,
-            )
-            signals.hand_over(pipeline)
-            return await pipeline.run(resume_from=start.checkpoint, evaluated=evaluated)
+            with _cluster_observers(no_ray=no_ray) as of_cluster:
+                pipeline = build_pipeline(
+                    config,
+                    roles=watch_roles(roles, activity, in_process=no_ray, has_teacher=config.teacher_group),
+                    inputs=inputs,
+                    folder=start.folder,
+                    observer=Observers([writer, trackers, progress, *of_cluster]),
+                    activity=activity,
+                )
+                signals.hand_over(pipeline)
+                return await pipeline.run(resume_from=start.checkpoint, evaluated=evaluated)
 
 
-def _cluster_observers(*, no_ray: bool) -> list[Observer]:
+@contextmanager
+def _cluster_observers(*, no_ray: bool) -> Iterator[tuple[Observer, ...]]:
     if no_ray:
-        return []
+        yield ()
+        return
     from actors.ray_metrics import RayMetrics
 
-    return [RayMetrics()]
+    with RayMetrics() as metrics:
+        yield (metrics,)
 
 
 @contextmanager

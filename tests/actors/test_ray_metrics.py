@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import threading
 import time
 import urllib.request
 
@@ -18,6 +19,8 @@ from trd_ray.runtime_metrics import RuntimeMetrics
 
 _REPORTED_WITHIN_S = 60.0
 """Ray reports every 10 s."""
+_FORGOTTEN_AFTER_S = 35.0
+"""What was not set again by then is gone."""
 
 
 def published() -> dict[str, float]:
@@ -38,18 +41,23 @@ def published() -> dict[str, float]:
 
 
 @pytest.mark.usefixtures("cluster")
-def test_gauges_show_the_last_step_and_counters_all_of_them():
-    observer = RayMetrics()
-    for number in (1, 2):
-        runtime = RuntimeMetrics(generator_busy_s=1.0 + number, buffer_depth_mean=3.5, num_retries=2 * number)
-        observer.on_step(dataclasses.replace(step(number), grad_norm=math.nan, runtime=runtime))
+def test_gauges_show_the_last_step_however_long_the_next_takes_and_counters_all_of_them():
     samples = [GradedSample(prompt_id=str(i), correct=i > 1, num_tokens=3, truncated=False) for i in range(4)]
-    observer.on_eval(summarise(samples, learner_step=2, dataset="held_out"))
-
-    deadline = time.monotonic() + _REPORTED_WITHIN_S
-    while "trd_ray_eval_avg_at_k:held_out" not in (values := published()):
-        assert time.monotonic() < deadline, f"only {sorted(values)} after {_REPORTED_WITHIN_S} s"
-        time.sleep(0.5)
+    with RayMetrics() as observer:
+        for number in (1, 2):
+            runtime = RuntimeMetrics(
+                generator_busy_s=1.0 + number, buffer_depth_mean=3.5, num_retries=2 * number
+            )
+            # The first has a number that the second has not.
+            grad_norm = 1.0 if number == 1 else math.nan
+            observer.on_step(dataclasses.replace(step(number), grad_norm=grad_norm, runtime=runtime))
+        observer.on_eval(summarise(samples, learner_step=2, dataset="held_out"))
+        time.sleep(_FORGOTTEN_AFTER_S)
+        deadline = time.monotonic() + _REPORTED_WITHIN_S
+        while "trd_ray_eval_avg_at_k:held_out" not in (values := published()):
+            assert time.monotonic() < deadline, f"only {sorted(values)} after {_REPORTED_WITHIN_S} s"
+            time.sleep(0.5)
+    assert "ray-metrics" not in {thread.name for thread in threading.enumerate()}
     assert values["trd_ray_learner_step"] == 2.0
     assert values["trd_ray_generator_busy_s"] == 3.0
     assert values["trd_ray_buffer_depth_mean"] == 3.5
