@@ -34,6 +34,7 @@ from trd_ray.choices import Device, ScoreMethod
 from trd_ray.collate import TokenWeights
 from trd_ray.config import LearnerConfig, MethodConfig
 from trd_ray.device_turns import Residence
+from trd_ray.disk import flush_tree
 from trd_ray.learner_checkpoint import (
     HF_FOLDER,
     CheckpointHeader,
@@ -257,6 +258,7 @@ class LearnerRank(Locatable):
             save_adapters(self._module.adapters, partial, rank=self._rank, zero_stage=self._config.zero_stage)
         if self._rank == 0:
             self._teacher_side.save(partial)
+        flush_tree(partial)  # by each rank: a node flushes what it has written itself
         dist.barrier()
         if self._rank == 0:
             commit(folder, self._header())

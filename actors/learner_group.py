@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -96,14 +96,15 @@ class RayLearner:
     async def _require_run_dir(self) -> None:
         """Raise `PlacementError` naming ranks for which the run folder is not the driver's: what they would
         save there, no checkpoint would hold. Raises `DiskError` if the driver cannot write there."""
-        with (
-            writing(self._run_dir),
-            tempfile.NamedTemporaryFile(dir=self._run_dir, prefix=".seen-by-all-") as file,
-        ):
-            path = Path(file.name).resolve()
+        path = self._run_dir.resolve() / f".seen-by-all-{uuid.uuid4().hex}"
+        with writing(path):
+            path.write_text("of the driver, while learner ranks look for it\n", encoding="utf-8")
+        try:
             seen = await self._all(
                 [rank.handle.sees.remote(path) for rank in self._ranks], "sees", timeout_s=self._start_s
             )
+        finally:
+            path.unlink(missing_ok=True)
         blind = [rank.name for rank, sees in zip(self._ranks, seen, strict=True) if not sees]
         if blind:
             raise PlacementError(

@@ -12,16 +12,15 @@ from pathlib import Path
 
 from launch.consoles import console, show
 from launch.exits import started
+from launch.log_claim import claim_log, rewind_log
 from launch.preflight import check_run, require_same_run
 from launch.progress import Progress, closing_table
 from launch.signals import Signals
 from trd_ray.activity import RoleActivity
 from trd_ray.assembly import Roles, RunInputs, build_pipeline
-from trd_ray.buffer_log import run_log
 from trd_ray.config import TrdConfig
 from trd_ray.config_loader import dump_config
 from trd_ray.disk import write_whole
-from trd_ray.errors import brief
 from trd_ray.metrics import MetricsWriter, read_evals, read_metrics
 from trd_ray.observer import Observer, Observers
 from trd_ray.pipeline import RunResult
@@ -62,9 +61,7 @@ def train(config: TrdConfig, *, resume: bool, no_ray: bool, wiring: Wiring | Non
         require_same_run(folder, config)
     else:
         RunFolder(config.run.dir).require_free()
-        if config.pipeline.log_targets:
-            run_log(config.pipeline, RunFolder(config.run.dir)).require_empty()
-            _claim_log(config)
+        claim_log(config)
         folder = RunFolder.create(config.run.dir)
     with folder.locked():
         start = _resume(folder, config) if resume else _Start(folder=folder, checkpoint=None, first_step=1)
@@ -84,32 +81,11 @@ def _resume(folder: RunFolder, config: TrdConfig) -> _Start:
     """Take out of the run what came after its last checkpoint; without one, everything."""
     checkpoint = folder.latest_checkpoint()
     last_step = -1 if checkpoint is None else checkpoint.learner_step
+    rewind_log(config, folder, last_step)
     folder.rewind(last_step)
-    _rewind_log(config, folder, last_step)
     if checkpoint is None:
         return _Start(folder=folder, checkpoint=None, first_step=1)
     return _Start(folder=folder, checkpoint=checkpoint.path, first_step=checkpoint.learner_step + 1)
-
-
-def _claim_log(config: TrdConfig) -> None:
-    """One in the run folder needs no claim."""
-    folder = RunFolder(config.run.dir)
-    if config.pipeline.log_url:
-        run_log(config.pipeline, folder).claim(folder.path)
-
-
-def _rewind_log(config: TrdConfig, folder: RunFolder, last_step: int) -> None:
-    if config.pipeline.log_targets:
-        _claim_log(config)
-        run_log(config.pipeline, folder).rewind(last_step)
-        return
-    # The run goes on without a log, perhaps because its place is what failed.
-    try:
-        buffer_log = run_log(config.pipeline, folder)
-        if not config.pipeline.log_url or buffer_log.owner() == str(folder.path.resolve()):
-            buffer_log.rewind(last_step)
-    except Exception as error:  # noqa: BLE001 - a file system of fsspec raises what it likes
-        log.warning("what the buffer's log holds after step %d stays there: %s", last_step, brief(error))
 
 
 async def _run(

@@ -18,14 +18,17 @@ def free_ports(num: int) -> list[int]:
     They lie below those that the system gives out by itself: between this look and the server's start a
     connection or a listener of another process would sooner or later be given one of those.
     """
-    below = int(_RANGE.read_text().split()[0])
+    ports = list(range(_LOWEST, int(_RANGE.read_text().split()[0])))
+    if len(ports) < num:  # the system gives out nearly all by itself: one must be taken from there
+        ports = list(range(_LOWEST, 2**16))
+    random.SystemRandom().shuffle(ports)
     free: list[int] = []
-    for port in random.SystemRandom().sample(range(_LOWEST, below), below - _LOWEST):
+    for port in ports:
         if _is_free(port):
             free.append(port)
         if len(free) == num:
             return free
-    raise RuntimeError(f"{num} ports wanted, {len(free)} of {_LOWEST} to {below - 1} are free")
+    raise RuntimeError(f"{num} ports wanted, {len(free)} of {ports} are free")
 
 
 def free_port() -> int:

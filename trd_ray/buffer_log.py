@@ -94,14 +94,15 @@ class BufferLog:
 
     def claim(self, run_dir: Path) -> None:
         """Say in the log that it belongs to a run, before its first segment does: another run that starts
-        meanwhile is refused here.
+        later is refused here, unless nothing was ever begun in the folder that is named.
 
         Raises `ConfigError` if it is another run's, or if nothing can be written there.
         """
         owner, path = str(run_dir.resolve()), self._join(_OWNER)
         try:
             self._fs.makedirs(self._path, exist_ok=True)
-            if not self.owner():
+            there = self.owner()
+            if not there or not (self.steps() or RunFolder(there).holds_run()):
                 self._fs.pipe_file(path, owner.encode())
             there = self.owner()
         except OSError as error:
@@ -122,13 +123,16 @@ class BufferLog:
             )  # fmt: skip
 
     def owner(self) -> str:
-        """The run folder that has claimed it; empty if none has. Raises `OSError`."""
+        """The run folder that has claimed it; empty if none has. Raises `DataError` if it cannot be read."""
+        path = self._join(_OWNER)
         self._fs.invalidate_cache(self._path)
         try:
-            owner: bytes = self._fs.cat_file(self._join(_OWNER))
+            owner: bytes = self._fs.cat_file(path)
         except FileNotFoundError:
             return ""
-        return owner.decode()
+        except OSError as error:
+            raise _unreachable(error, where=path) from error
+        return owner.decode(errors="replace")
 
     def open_for_writing(self) -> None:
         """Make the folder, and delete what a killed writer left under temporary names.
@@ -232,13 +236,7 @@ class BufferLog:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise DataError(
-                describe(
-                    "the buffer's log cannot be looked into", where="pipeline.log_url",
-                    got=f"{path}: {type(error).__name__}: {error}", expected="a folder that can be read",
-                    remedy="check the path or URL, and its credentials",
-                )
-            ) from error  # fmt: skip
+            raise _unreachable(error, where=path) from error
         return [posixpath.basename(str(path).rstrip("/")) for path in paths]
 
     def _rename(self, source: str, target: str) -> None:
@@ -337,6 +335,18 @@ def _write_failed(error: OSError, *, where: str) -> RunFailedError:
             expected="room for the trajectories of a step and their targets" if full else "a writable place",
             remedy=("free space there" if full else "make it writable")
             + ", or set pipeline.log_targets=false; then continue with --resume",
+        )
+    )
+
+
+def _unreachable(error: OSError, *, where: str) -> DataError:
+    return DataError(
+        describe(
+            "the buffer's log cannot be looked into",
+            where="pipeline.log_url",
+            got=f"{where}: {type(error).__name__}: {error}",
+            expected="a folder that can be read",
+            remedy="check the path or URL, and its credentials; or set pipeline.log_targets=false",
         )
     )
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from trd_ray.config import LoraConfig, MethodConfig
-from trd_ray.disk import flush_tree, saving_tensors
+from trd_ray.disk import flush, saving_tensors
 from trd_ray.errors import CheckpointError, describe
 from trd_ray.models import load_tokenizer
 
@@ -76,7 +76,7 @@ def commit(folder: Path, header: CheckpointHeader) -> None:
     partial = partial_folder(folder)
     header_file = partial / HEADER_FILE
     header_file.write_text(json.dumps(dataclasses.asdict(header), indent=2), encoding="utf-8")
-    flush_tree(partial)
+    flush(header_file)
     if not folder.exists():
         os.replace(partial, folder)
         return

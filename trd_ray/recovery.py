@@ -143,6 +143,8 @@ class RecoveringLearner:
         """Raise `RunFailedError` naming the first step since the last checkpoint that is not in the log."""
         checkpoint = self._past.folder.latest_checkpoint()
         reached = 0 if checkpoint is None else checkpoint.learner_step
+        if reached >= self._version:
+            return
         logged = () if self._past.steps is None else self._past.steps.steps()
         for step in range(reached + 1, self._version + 1):
             if step not in logged:

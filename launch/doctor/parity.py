@@ -269,6 +269,9 @@ def parity_findings(config: TrdConfig, inputs: RunInputs) -> list[Finding]:
 
 async def _examine(config: TrdConfig, inputs: RunInputs) -> list[Finding]:
     prompts = [_prompt(inputs, index) for index in range(NUM_PROBLEMS)]
+    # The run folder is not made here; ranks must see the place where it will be.
+    place = _existing(Path(config.run.dir))
+    config = replace(config, run=replace(config.run, dir=str(place)))
     # Nothing is recorded; a learner that dies is started anew without a past.
     with Signals(), tempfile.TemporaryDirectory() as folder:
         async with ray_run(config, inputs, RunFolder(folder), RoleActivity()) as running:
@@ -285,7 +288,7 @@ async def _examine(config: TrdConfig, inputs: RunInputs) -> list[Finding]:
                 rollouts=list(rollouts),
                 vocab_size=max(inputs.tokenizer.get_vocab().values()) + 1,
                 num_parameters=facts.num_parameters,
-                folder=_existing(Path(config.run.dir)),
+                folder=place,
             )
             return await make_checks(probe)
 

@@ -199,9 +199,19 @@ def test_a_log_that_another_run_has_claimed_is_refused_before_its_first_segment(
 ):
     for _ in range(2):
         log.claim(tmp_path / "a")  # as a resume does
+    RunFolder.create(tmp_path / "a").config.write_text("")
     with pytest.raises(ConfigError, match=f"(?s)belongs to another run.*{tmp_path}/a.*delete the file"):
         log.claim(tmp_path / "b")
     assert log.owner() == str(tmp_path / "a") and log.steps() == ()
+
+
+def test_the_claim_of_a_run_that_never_began_keeps_nobody_out(log: BufferLog, tmp_path: Path):
+    log.claim(tmp_path / "a")
+    log.claim(tmp_path / "b")
+    assert log.owner() == str(tmp_path / "b")
+    log.write_step([scored()], learner_step=1)
+    with pytest.raises(ConfigError, match="belongs to another run"):
+        log.claim(tmp_path / "a")
 
 
 def test_a_claim_that_cannot_be_written_is_a_fault_of_the_configuration(tmp_path: Path):

@@ -158,7 +158,11 @@ async def test_without_a_log_the_run_ends_at_once_and_says_how_to_go_on(tmp_path
 
 
 async def test_a_learner_at_its_checkpoint_needs_no_log(tmp_path: Path):
-    rig = Rig(RunFolder.create(tmp_path), dies=dies_at(2))
+    class Unreachable(Log):
+        def steps(self) -> tuple[int, ...]:
+            raise DataError("no credentials")
+
+    rig = Rig(RunFolder.create(tmp_path), log=Unreachable(1), dies=dies_at(2))
     learner = rig.recovering()
     await learner.learn(batch(1))
     with rig.folder.writing_checkpoint(1) as unfinished:

@@ -14,7 +14,7 @@ from trd_ray.buffer_log import BufferLog
 from trd_ray.config import PipelineConfig, RunConfig, TrdConfig
 from trd_ray.config_loader import dump_config, load_config
 from trd_ray.data import FiniteStream
-from trd_ray.errors import CheckpointError, ConfigError
+from trd_ray.errors import CheckpointError, ConfigError, DataError
 from trd_ray.ledger import PromptCount
 from trd_ray.resume import check_same_run
 from trd_ray.run_folder import RunFolder
@@ -83,31 +83,43 @@ def test_what_makes_it_another_run_is_named(saved: Path, override: str, named: s
         check_same_run(saved, load_config(saved, [override]))
 
 
-def resume_with_log(run_dir: Path, log: Path, *, log_targets: bool) -> None:
-    folder = RunFolder(run_dir)
+def began(run_dir: Path, log: Path, *, log_targets: bool) -> tuple[RunFolder, TrdConfig]:
+    """A run that has just written its configuration, and that configuration."""
+    folder = RunFolder.create(run_dir)
     pipeline = PipelineConfig(log_url=str(log), log_targets=log_targets)
-    _resume(folder, TrdConfig(run=RunConfig(dir=str(run_dir)), pipeline=pipeline))
+    config = TrdConfig(run=RunConfig(dir=str(run_dir)), pipeline=pipeline)
+    folder.config.write_text(dump_config(config))
+    return folder, config
 
 
+def resume_with_log(folder: RunFolder, config: TrdConfig, *, log_targets: bool) -> None:
+    pipeline = dataclasses.replace(config.pipeline, log_targets=log_targets)
+    _resume(folder, dataclasses.replace(config, pipeline=pipeline))
+
+
+@pytest.mark.parametrize("claimed", [True, False])
 @pytest.mark.parametrize("log_targets", [True, False])
-def test_the_log_of_another_run_is_never_set_aside(tmp_path: Path, log_targets: bool):
+def test_the_log_of_another_run_is_never_set_aside(tmp_path: Path, log_targets: bool, claimed: bool):
     log = BufferLog(str(tmp_path / "log"))
-    log.claim(tmp_path / "other")
+    other = began(tmp_path / "other", tmp_path / "log", log_targets=True)
+    ours = began(tmp_path / "ours", tmp_path / "log", log_targets=False)
+    if claimed:  # logs of an older version are not
+        log.claim(other[0].path)
     log.write_step([], learner_step=1)
-    refused = pytest.raises(ConfigError, match="belongs to another run") if log_targets else nullcontext()
-    with refused:
-        resume_with_log(tmp_path / "run", tmp_path / "log", log_targets=log_targets)
+    with pytest.raises(ConfigError, match=r"pipeline\.log_url") if log_targets else nullcontext():
+        resume_with_log(*ours, log_targets=log_targets)
     assert log.steps() == (1,)
-    resume_with_log(tmp_path / "other", tmp_path / "log", log_targets=log_targets)
+    resume_with_log(*other, log_targets=log_targets)
     assert log.steps() == (), "its own is, where no checkpoint holds the step"
 
 
 def test_a_log_that_failed_can_be_turned_off(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     (tmp_path / "log").write_text("not a folder")
-    resume_with_log(tmp_path / "run", tmp_path / "log" / "deep", log_targets=False)
+    run = began(tmp_path / "run", tmp_path / "log" / "deep", log_targets=True)
+    resume_with_log(*run, log_targets=False)
     assert "stays there" in caplog.text
-    with pytest.raises(ConfigError, match=r"pipeline\.log_url"):
-        resume_with_log(tmp_path / "run", tmp_path / "log" / "deep", log_targets=True)
+    with pytest.raises(DataError, match=r"(?s)pipeline\.log_url.*log_targets=false"):
+        resume_with_log(*run, log_targets=True)
 
 
 def test_second_driver_is_refused(tmp_path: Path):

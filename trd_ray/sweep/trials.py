@@ -110,7 +110,7 @@ class TrialConfigs:
         try:
             load, leaves = self._layered(self._sweep.files(trial.settings)), tuple(self._leaves(trial))
             config = load(leaves)
-            if config.pipeline.log_url:
+            if config.pipeline.log_targets and config.pipeline.log_url:
                 config = load((*leaves, self._log_of(trial, config.pipeline.log_url)))
             _check_metric(self._sweep, config)
         except ConfigError as error:
