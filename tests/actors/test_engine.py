@@ -159,7 +159,8 @@ def test_one_push_reaches_two_engines_and_a_request_runs_across_it(rig: Rig) -> 
     async def scenario() -> tuple[SyncReport, Completion, list[Completion], list[str]]:
         await rig.open(sender, engines)
         long = asyncio.create_task(engines[0].generate(PROMPT, sampling(450), "long"))
-        await engines[0].generate(PROMPT, sampling(4), "short")  # by now the long one has begun
+        # By then the long one has its first tokens too, also where it has begun a few steps later.
+        await engines[0].generate(PROMPT, sampling(30), "short")
         report, updates = await push(sender, engines, model, version)
         assert all(0 < update.load_s <= update.paused_s for update in updates)
         after = [await engine.generate(PROMPT, sampling(), "after") for engine in engines]
