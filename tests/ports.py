@@ -28,7 +28,7 @@ def free_ports(num: int) -> list[int]:
             free.append(port)
         if len(free) == num:
             return free
-    raise RuntimeError(f"{num} ports wanted, {len(free)} of {ports} are free")
+    raise RuntimeError(f"{num} ports wanted, {len(free)} of {len(ports)} are free")
 
 
 def free_port() -> int:

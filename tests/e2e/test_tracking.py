@@ -84,7 +84,7 @@ def published(
     while True:
         try:
             values = scraped(session)
-            problem = differences(values, folder) if values else "nothing"
+            problem = differences(values, folder)
         except OSError as error:
             values, problem = {}, str(error)
         if not problem:
@@ -102,17 +102,13 @@ def differences(values: dict[str, float], folder: RunFolder) -> str:
         return f"no step in {sorted(values)}"
     row = steps[-1].to_json()
     expected = {
-        metric.scraped_name: row[key]
+        metric.scraped_name: pytest.approx(row[key])
         for key, metric in CLUSTER_METRICS.items()
         if metric.kind is ClusterMetricKind.GAUGE and not metric.by_dataset and row[key] is not None
     }
     for key in ("num_generated_tokens", "num_loss_tokens", "num_consumed"):
         expected[CLUSTER_METRICS[key].scraped_name] = sum(getattr(m, key) for m in steps)
-    wrong = {
-        name: (values.get(name), value)
-        for name, value in expected.items()
-        if values.get(name) != pytest.approx(value)
-    }
+    wrong = {name: (values.get(name), value) for name, value in expected.items() if values.get(name) != value}
     return f"step {at}, scraped and expected: {wrong}" if wrong else ""
 
 

@@ -119,12 +119,15 @@ class TrialConfigs:
 
     def _log_of(self, trial: Trial, url: str) -> Leaf:
         """A place of its own below the one that the options name for all."""
-        place = f"{self._sweep.path}, trial {trial.name}"
-        return _leaf("pipeline.log_url", f"{url.rstrip('/')}/{trial.name}", place)
+        return _leaf("pipeline.log_url", f"{url.rstrip('/')}/{trial.name}", self._place(trial))
+
+    def _place(self, trial: Trial) -> str:
+        """For messages."""
+        return f"{self._sweep.path}, trial {trial.name}"
 
     def _leaves(self, trial: Trial) -> Iterator[Leaf]:
         yield from self._sweep.fixed
-        place = f"{self._sweep.path}, trial {trial.name}"
+        place = self._place(trial)
         for key, value in trial.settings:
             if key not in (METHOD, CONFIG):
                 yield _leaf(key, value, place)
