@@ -12,11 +12,10 @@ from typing import Any
 from actors.calls import call
 from actors.members import NamedActor, kill, locate
 from trd_ray.batching import part_for_rank
-from trd_ray.disk import is_refusal, writing
+from trd_ray.disk import disk_error, is_refusal, writing
 from trd_ray.errors import (
     ActorLostError,
     ActorTimeoutError,
-    DiskRefusedError,
     LearnerLostError,
     PlacementError,
     TrdRayError,
@@ -182,7 +181,7 @@ async def all_ranks(calls: Sequence[asyncio.Future[Any]], *, names: Sequence[str
     if _rank_of_error(error) == _EXPECTED:
         raise inner from None if inner is error else error  # the rank's own traceback
     if isinstance(inner, OSError) and is_refusal(inner):
-        raise DiskRefusedError(_disk_message(name, method, error)) from error
+        raise disk_error(inner, f"{name}.{method}") from error
     raise LearnerLostError(
         describe(
             "a learner rank is lost",
@@ -209,13 +208,3 @@ def _rank_of_error(error: BaseException) -> int:
     if isinstance(error, OSError):
         return 2
     return 4
-
-
-def _disk_message(name: str, method: str, error: OSError) -> str:
-    return describe(
-        "a file cannot be written",
-        where=f"{name}.{method}",
-        got=brief(error),
-        expected="room on the disk and the right to write",
-        remedy="free some space, then --resume",
-    )

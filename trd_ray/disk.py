@@ -21,26 +21,30 @@ def is_refusal(error: OSError) -> bool:
     return error.errno in _REFUSED
 
 
+def disk_error(error: OSError, where: str) -> DiskError:
+    """What `error` means for a run at `where`: a `DiskRefusedError` if no other write would fare better."""
+    is_full = error.errno in _FULL
+    kind = DiskRefusedError if is_refusal(error) else DiskError
+    return kind(
+        describe(
+            "the disk of the run folder is full" if is_full else "a file of the run cannot be written",
+            where=where,
+            got=f"{type(error).__name__}: {error}",
+            expected="room on the disk and the right to write",
+            remedy=f"{'free some space' if is_full else 'make it writable'}, then --resume",
+        )
+    )
+
+
 @contextmanager
 def writing(where: Path) -> Iterator[None]:
-    """Raises `DiskError` naming `where` for an `OSError` of the block: `DiskRefusedError` if no other write
-    would fare better."""
+    """Raises the `disk_error` of `where` for an `OSError` of the block."""
     try:
         yield
     except TrdRayError:
         raise  # some are also an OSError: a call that took too long
     except OSError as error:
-        is_full = error.errno in _FULL
-        kind = DiskRefusedError if is_refusal(error) else DiskError
-        raise kind(
-            describe(
-                "the disk of the run folder is full" if is_full else "a file of the run cannot be written",
-                where=str(where),
-                got=f"{type(error).__name__}: {error}",
-                expected="room on the disk and the right to write",
-                remedy=f"{'free some space' if is_full else 'make it writable'}, then --resume",
-            )
-        ) from error
+        raise disk_error(error, str(where)) from error
 
 
 def write_whole(path: Path, text: str) -> None:
